@@ -1,0 +1,212 @@
+"""Checkpoints on disk: which folder a name means, what is in it, what it needs (no torch).
+
+Only config.json, the tokenizer and the headers of safetensors files are read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from paraknow import resources
+from paraknow.architecture import Architecture, from_config
+from paraknow.config import EMBEDDING, Locate
+from paraknow.errors import InputError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_STORED = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be loaded: where it lies, its sizes and how many parameters it stores."""
+
+    spec: str
+    folder: Path
+    architecture: Architecture
+    parameters: int
+    largest: int
+
+    @property
+    def title(self) -> str:
+        """A short name for axes and legends."""
+        return self.spec if self.spec.startswith("demo:") else Path(self.spec.partition("@")[0]).name
+
+
+def find(spec: str) -> Checkpoint:
+    """The checkpoint a name means: demo:NAME, a local folder, or a hub id org/name[@revision] (downloaded).
+
+    Raises InputError: no such folder or model, no safetensors, a pickle, an unsupported family.
+    """
+    folder = _folder(spec)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"model {spec!r}: {folder} has no config.json, so it is no checkpoint folder.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {spec!r}: config.json cannot be read ({error}).") from None
+    architecture = from_config(config, f"model {spec!r}")
+    sizes = _tensor_sizes(spec, folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"model {spec!r}: {folder} has no tokenizer (tokenizer.json).")
+    return Checkpoint(spec, folder, architecture, sum(sizes), max(sizes))
+
+
+def _folder(spec: str) -> Path:
+    if spec.startswith("demo:"):
+        return resources.demo_model(spec.removeprefix("demo:"))
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    looks_like_hub = spec.count("/") == 1 and not spec.startswith((".", "/", "~"))
+    if not looks_like_hub:
+        raise InputError(f"model {spec!r}: no such folder; accepted are demo:NAME, a folder, or a hub id org/name.")
+    return _download(spec)
+
+
+def _download(spec: str) -> Path:
+    """Fetch a hub checkpoint's safetensors, tokenizer and config. Says the disk need before it starts."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repository, _, revision = spec.partition("@")
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not downloaded yet
+    try:
+        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        sizes = {f.rfilename: f.size or 0 for f in info.siblings or []}
+        need = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+        if not need:
+            raise InputError(f"model {spec!r}: its repository holds no safetensors files; pickles are not loaded.")
+        _need_disk(spec, need)
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except GatedRepoError:
+        raise InputError(f"model {spec!r} is gated: accept its licence on the hub and set HF_TOKEN.") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"model {spec!r}: no such folder here and no such repository on the hub (or HF_TOKEN is missing).") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"model {spec!r}: no such folder here, and the hub cannot be reached ({type(error).__name__}).") from None
+
+
+def _need_disk(spec: str, need: int) -> None:
+    import shutil
+    import sys
+
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free
+    if need > free:
+        raise InputError(f"model {spec!r} needs {need / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free in {cache}.")
+    print(f"Downloading {spec}: {need / 2**30:.1f} GiB into {cache}.", file=sys.stderr)
+
+
+def _tensor_sizes(spec: str, folder: Path) -> list[int]:
+    """Number of entries of every stored tensor, from the safetensors headers."""
+    files = sorted(folder.glob("*.safetensors"))
+    weights = [f for f in files if f.name.startswith("model")] or files
+    if not weights:
+        if any(any(folder.glob(pattern)) for pattern in PICKLES):
+            raise InputError(f"model {spec!r}: only pickled weights were found; convert them to safetensors first.")
+        raise InputError(f"model {spec!r}: {folder} holds no safetensors files.")
+    sizes = []
+    for file in weights:
+        header = safetensors_header(file)
+        sizes += [prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
+    return sizes
+
+
+def safetensors_header(file: Path) -> dict[str, Any]:
+    """Names, types and shapes of a safetensors file without its data. Raises InputError if it is damaged."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > 100_000_000:
+                raise ValueError("header too long")
+            return json.loads(stream.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise InputError(f"{file}: is not a readable safetensors file ({error}).") from None
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_hash(checkpoint: Checkpoint) -> str:
+    """One SHA-256 over the checkpoint's weight files, in name order."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.folder.glob("*.safetensors")):
+        stat = file.stat()
+        digest.update(f"{file.name}:{_file_hash(file, stat.st_size, stat.st_mtime_ns)}".encode())
+    return digest.hexdigest()
+
+
+def same_vocabulary(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether both tokenizers give every token the same id."""
+    if first.architecture.vocabulary != second.architecture.vocabulary:
+        return False
+    vocabularies = [_vocabulary(c.folder) for c in (first, second)]
+    return vocabularies[0] is not None and vocabularies[0] == vocabularies[1]
+
+
+def _vocabulary(folder: Path) -> Any:
+    """Token → id, added tokens included; None where there is no tokenizer.json to read it from."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    added = {t["content"]: t["id"] for t in content.get("added_tokens", [])}
+    return content.get("model", {}).get("vocab"), added
+
+
+def check_blocks(teacher: Checkpoint, student: Checkpoint, locate: Locate) -> None:
+    """Whether every block that `locate` asks for can be cut. Raises InputError naming the matrix and shapes."""
+    a, b = teacher.architecture, student.architecture
+    if a.layers < b.layers:
+        raise InputError(f"pair: the teacher has {a.layers} layers, fewer than the student's {b.layers}; swap them?")
+    selected = locate.selected()
+    if set(selected) & set(EMBEDDING):
+        if not same_vocabulary(teacher, student):
+            raise InputError(
+                "locate.origins: embeddings can only be moved between models with one vocabulary; "
+                f"{teacher.spec} and {student.spec} have different ones (use attention and ffn)."
+            )
+        tied = [c.spec for c in (teacher, student) if c.architecture.tied]
+        if tied:
+            raise InputError(f"locate.origins: embeddings cannot be moved where they are tied to lm_head ({tied[0]}).")
+    for module in selected:
+        full, need = a.shape(module), b.shape(module)
+        if full[0] < need[0] or full[1] < need[1]:
+            raise InputError(
+                f"pair: the teacher's {module} matrix {full} is smaller than the student's {need}; "
+                "locate.modules can leave it out."
+            )
+
+
+def memory_need(teacher: Checkpoint, student: Checkpoint, dtype: str, tokens: int, batch: int) -> dict[str, int]:
+    """Peak bytes per stage: both models stay loaded; locating adds one float32 accumulator, the largest
+    gradient and the activations of one example; tuning adds the activations of one forward batch."""
+    width = BYTES[dtype]
+    weights = (teacher.parameters + student.parameters) * width
+    shape_t, shape_s = teacher.architecture, student.architecture
+
+    def activations(a: Architecture, rows: int) -> int:
+        per_token = a.layers * (14 * a.hidden + 4 * a.ffn) + 3 * a.vocabulary
+        return rows * per_token * max(width, 4)
+
+    locate = 4 * teacher.parameters + 8 * teacher.largest + activations(shape_t, tokens)
+    tune = activations(shape_s, tokens * batch)
+    return {"load": weights, "locate": weights + locate, "tune": weights + tune}

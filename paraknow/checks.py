@@ -1,0 +1,95 @@
+"""Everything that can be refused before the first stage, in one place (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from paraknow import data, methods
+from paraknow.checkpoints import Checkpoint, check_blocks, find, memory_need
+from paraknow.config import RunConfig
+from paraknow.errors import InputError, ResourceError
+from paraknow.methods.base import Candidate
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A config that can be run: its checkpoints, the models it makes and what it needs."""
+
+    config: RunConfig
+    teacher: Checkpoint
+    student: Checkpoint
+    candidates: list[Candidate]
+    memory: dict[str, int]  # bytes at the peak of load, locate, tune
+
+
+def check(config: RunConfig) -> Checked:
+    """Refuse what cannot work. Raises InputError or ResourceError, one sentence each."""
+    candidates = methods.candidates(config)
+    teacher, student = find(config.pair.teacher), find(config.pair.student)
+    check_blocks(teacher, student, config.locate)
+    _check_ranks(candidates, student, config)
+    if any(c.method.needs_clone for c in candidates):
+        _check_clone(teacher, student)
+    for name in dict.fromkeys((*config.task, *config.suites)):
+        data.load_task(name, config.seed)
+    rows = min(config.tune.micro_batch, config.tune.batch_size)
+    length = max(config.locate.max_length, config.tune.max_length)
+    memory = memory_need(teacher, student, config.dtype, min(length, teacher.architecture.context), rows)
+    _check_memory(config, memory)
+    return Checked(config, teacher, student, candidates, memory)
+
+
+def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunConfig) -> None:
+    for candidate in candidates:
+        rank = getattr(candidate.settings, "rank", 0)
+        for module in config.locate.selected():
+            shape = student.architecture.shape(module)
+            if rank > min(shape):
+                raise InputError(
+                    f"method.rank: {rank} is above the shorter side of the student's {module} matrix {shape}; "
+                    f"at most {min(shape)} is possible."
+                )
+
+
+def _check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
+    if not (teacher.folder / "clone_map.safetensors").is_file() or not student.spec.startswith("demo:"):
+        raise InputError("method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student.")
+
+
+def free_bytes(device: str) -> tuple[str, int]:
+    """(device that would be used, bytes free on it), by NVIDIA's management library and psutil.
+
+    Raises ResourceError where cuda is asked for and there is none.
+    """
+    if device != "cpu":
+        free = _free_on_gpu()
+        if free is not None:
+            return "cuda", free
+        if device == "cuda":
+            raise ResourceError("device 'cuda': no CUDA device is available here; use cpu or auto.")
+    return "cpu", psutil.virtual_memory().available
+
+
+def _free_on_gpu() -> int | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def _check_memory(config: RunConfig, memory: dict[str, int]) -> None:
+    device, free = free_bytes(config.device)
+    stage, need = max(memory.items(), key=lambda item: item[1])
+    if need > free:
+        hint = "bfloat16 halves the weights" if config.dtype == "float32" else "a smaller tune.micro_batch needs less"
+        raise ResourceError(
+            f"memory: the {stage} stage needs about {need / 2**30:.1f} GiB on {device}, {free / 2**30:.1f} GiB are free ({hint})."
+        )

@@ -1,0 +1,398 @@
+"""The command line. Thin: every command calls one library function and prints its result.
+
+Exit codes: 0 done; 2 bad input; 3 memory or device; 4 a run failed; 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paraknow.errors import InputError, ParaKnowError
+
+app = typer.Typer(
+    help="Move knowledge between language models as weights, and see whether it really moved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+runs_app = typer.Typer(help="List, show, compare, cancel and delete runs.", no_args_is_help=True)
+demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
+app.add_typer(runs_app, name="runs")
+app.add_typer(demo_app, name="demo")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Config = Annotated[Path, typer.Argument(help="A run's YAML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: locate.seeds=16. Repeatable.")]
+
+
+def emit(values: dict[str, Any]) -> None:
+    """Print one JSON object with schema_version."""
+    print(json.dumps({"schema_version": 1, **values}, ensure_ascii=False, allow_nan=False))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _carry_out(run: Any, until: str = "evaluate", skip: tuple[str, ...] = ()) -> None:
+    """Run in the foreground with a bar per stage on a terminal, a line per stage elsewhere."""
+    from paraknow.runs.worker import execute, quiet
+    from paraknow.screen import Bars
+
+    quiet()
+    signal.signal(signal.SIGTERM, lambda *_: run.cancel())
+    with Bars(on_interrupt=run.cancel) as bars:
+        execute(run, until, skip, bars.stage)
+
+
+def _table(rows: list[dict[str, Any]], title: str = "") -> None:
+    from paraknow.screen import table
+
+    table(rows, title)
+
+
+def _deltas(run: Any) -> list[dict[str, Any]]:
+    from paraknow import files
+
+    return files.read_json(run.path("evaluate", "deltas.json"))["rows"]
+
+
+def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> None:
+    from paraknow.screen import delta_table
+
+    known = {"run": run.id, "folder": str(run.folder), **(extra or {})}
+    has_rows = run.path("evaluate", "deltas.json").is_file()
+    if as_json:
+        emit({**known, **({"rows": _deltas(run)} if has_rows else {})})
+        return
+    if has_rows:
+        delta_table(_deltas(run))
+    print(f"Run {run.id} is in {run.folder}.")
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML file.")] = None,
+    override: Set = None,
+    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
+    resume: Annotated[str | None, typer.Option(help="Go on with a broken run, by id.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Queue it for the worker instead.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry out a run: locate, align, tune, evaluate."""
+    from paraknow import config as configs
+    from paraknow.checks import check
+    from paraknow.runs import queue, store
+    from paraknow.runs.worker import STAGE_NAMES
+
+    if until not in STAGE_NAMES:
+        raise InputError(f"--until {until!r}: choose one of {', '.join(STAGE_NAMES)}.")
+    if resume:
+        run = store.find(resume)
+        if run.recorded:
+            raise InputError(f"run {run.id} is recorded with the package; start one of your own from its config.")
+        if run.locked():
+            raise InputError(f"run {run.id} is being worked on by another process.")
+        check(run.config())
+    else:
+        if config is None:
+            raise InputError("give a config file, or --resume with a run's id.")
+        wanted = configs.load(config, override)
+        if print_config:
+            print(configs.dump(wanted), end="")
+            return
+        if detach:
+            run = queue.submit(wanted)
+            emit({"run": run.id, "folder": str(run.folder)}) if as_json else print(f"Queued as {run.id}.")
+            return
+        check(wanted)
+        run = store.create(wanted, state="running")
+    _carry_out(run, until)
+    _finish(run, as_json)
+
+
+@app.command()
+def locate(config: Config, override: Set = None, as_json: Json = False) -> None:
+    """Sensitivity, layers and blocks of a config, without a transfer."""
+    run_command(config, override, until="locate", as_json=as_json)
+
+
+@app.command()
+def evaluate(config: Config, override: Set = None, as_json: Json = False) -> None:
+    """Measure teacher and student alone on a config's suites."""
+    from paraknow import config as configs
+    from paraknow.checks import check
+    from paraknow.runs import store
+
+    wanted = configs.load(config, override)
+    check(wanted)
+    run = store.create(wanted, state="running")
+    _carry_out(run, skip=("locate", "align", "tune"))
+    _finish(run, as_json)
+
+
+@demo_app.callback()
+def demo(context: typer.Context, seed: int = 0, as_json: Json = False) -> None:
+    """Transfer on the built-in pair with all controls, then the instrument's check on the clone pair."""
+    if context.invoked_subcommand:
+        return
+    from paraknow.checks import check
+    from paraknow.demo.story import calibration_config, demo_config, verdict
+    from paraknow.runs import store
+    from paraknow.screen import delta_table
+
+    configs = [demo_config(seed), calibration_config(seed)]
+    for config in configs:
+        check(config)
+    made = []
+    for config in configs:
+        run = store.create(config, state="running")
+        _note(f"{config.name}: run {run.id}")
+        _carry_out(run)
+        made.append(run)
+    rows, calibration = _deltas(made[0]), _deltas(made[1])
+    passed, sentences = verdict(rows, calibration)
+    if as_json:
+        emit(
+            {
+                "run": made[0].id,
+                "folder": str(made[0].folder),
+                "rows": rows,
+                "calibration": {"run": made[1].id, "folder": str(made[1].folder), "rows": calibration, "passed": passed},
+                "reading": sentences,
+            }
+        )
+    else:
+        delta_table(rows, configs[0].name)
+        delta_table(calibration, configs[1].name)
+        print("\n".join(sentences))
+    if not passed:
+        raise ParaKnowError("the instrument failed its check on the clone pair; see the second table.")
+
+
+@demo_app.command("build")
+def demo_build(
+    out: Annotated[Path, typer.Option(help="Where to write models, suites and the record.")] = Path("assets"),
+    size: Annotated[str, typer.Option(help="full, or small for a quick trial.")] = "full",
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the demo pair and its clone teacher from nothing."""
+    from paraknow.runs.worker import quiet
+    from paraknow.screen import Bars
+
+    quiet()
+    from paraknow.demo import build
+
+    if size not in build.SIZES:
+        raise InputError(f"--size {size!r}: choose one of {', '.join(build.SIZES)}.")
+    with Bars() as bars:
+        record = build.build(out, size, seed, bars.stage)
+    if as_json:
+        emit(record)
+    else:
+        rows = [{"model": name, **facts["accuracy"]} for name, facts in record["models"].items()]
+        _table(rows, "Accuracy of the stored weights")
+
+
+@runs_app.command("list")
+def runs_list(as_json: Json = False) -> None:
+    """All runs, newest first."""
+    from paraknow.runs import store
+
+    rows = [store.summary(run) for run in store.all_runs()]
+    if as_json:
+        emit({"runs": rows})
+    else:
+        _table([{k: r[k] for k in ("id", "state", "stage", "method", "task")} for r in rows], "Runs")
+
+
+@runs_app.command("show")
+def runs_show(run_id: str, as_json: Json = False) -> None:
+    """Status and results of one run."""
+    from paraknow.runs import store
+    from paraknow.screen import delta_table
+
+    run = store.find(run_id)
+    rows = _deltas(run) if run.path("evaluate", "deltas.json").is_file() else []
+    if as_json:
+        emit({**store.summary(run), "status": run.status(), "folder": str(run.folder), "rows": rows})
+        return
+    _table([store.summary(run)], run.id)
+    if rows:
+        delta_table(rows)
+
+
+@runs_app.command("compare")
+def runs_compare(first: str, second: str, as_json: Json = False) -> None:
+    """The settings in which two runs differ, and their deltas side by side."""
+    from paraknow.runs import compare, store
+
+    pair = [store.find(first), store.find(second)]
+    settings = compare.differences(*(run.config() for run in pair))
+    results = compare.results(*(_deltas(run) if run.path("evaluate", "deltas.json").is_file() else [] for run in pair))
+    if as_json:
+        emit({"runs": [run.id for run in pair], "settings": settings, "results": results})
+        return
+    _table(settings, "Settings that differ")
+    _table(results, "Deltas to the student")
+
+
+@runs_app.command("cancel")
+def runs_cancel(run_id: str) -> None:
+    """Stop a run at its next step; what it has finished is kept."""
+    from paraknow.runs import store
+
+    run = store.find(run_id)
+    if run.recorded or run.status().get("state") not in ("queued", "running", "lost"):
+        raise InputError(f"run {run.id} is not queued or running.")
+    run.cancel()
+    print(f"Run {run.id} is asked to stop.")
+
+
+@runs_app.command("delete")
+def runs_delete(
+    run_id: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False
+) -> None:
+    """Delete a run folder."""
+    from paraknow.runs import store
+
+    run = store.find(run_id)
+    if not yes and not typer.confirm(f"Delete {run.folder} for good?"):
+        raise typer.Exit(0)
+    store.delete(run)
+    print(f"Run {run.id} is deleted.")
+
+
+@app.command("export")
+def export_command(
+    run_id: str,
+    merged: Annotated[Path, typer.Option(help="Folder for the merged checkpoint.")],
+    model: Annotated[str | None, typer.Option(help="Which model of the run; its method by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which seed; the first by default.")] = None,
+) -> None:
+    """Write a transferred student as an ordinary checkpoint."""
+    from paraknow.runs import store
+    from paraknow.runs.worker import quiet
+
+    quiet()
+    run = store.find(run_id)
+    config = run.config()
+    label = model or config.method.name
+    folder = run.path("adapters", label, str(config.run_seeds[0] if seed is None else seed))
+    if not folder.is_dir():
+        known = sorted(str(p.parent.relative_to(run.path("adapters"))) for p in run.path("adapters").glob("*/*/adapter_config.json"))
+        raise InputError(f"run {run.id} has no adapter {label!r}; it has {', '.join(known) or 'none'}.")
+    if merged.exists():
+        raise InputError(f"{merged} exists already; name a new folder.")
+    from paraknow import inject, models
+
+    inject.merge(models.load(config.pair.student, config.dtype, "cpu"), folder, merged)
+    print(f"The merged student is in {merged}.")
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """All transfer methods, baselines and controls."""
+    from paraknow import methods as registry
+
+    fields: tuple[str, ...] = ("name", "title", "paradigm", "needs", "cost", "reference")
+    rows = [{f: getattr(m, f) for f in fields} for m in registry.catalogue().values()]
+    if as_json:
+        emit({"methods": rows})
+    else:
+        _table([{**r, "needs": "; ".join(r["needs"])} for r in rows], "Methods")
+
+
+@app.command()
+def models(spec: Annotated[list[str] | None, typer.Argument(help="Models to look at.")] = None, as_json: Json = False) -> None:
+    """Facts about models, read from their headers: the demo models by default."""
+    from paraknow import checkpoints, resources
+
+    rows = []
+    for name in spec or [f"demo:{n}" for n in resources.DEMO_MODELS]:
+        c = checkpoints.find(name)
+        a = c.architecture
+        rows.append(
+            {
+                "model": name,
+                "family": a.family.name,
+                "parameters": c.parameters,
+                "layers": a.layers,
+                "hidden": a.hidden,
+                "ffn": a.ffn,
+                "heads": a.heads,
+                "kv_heads": a.kv_heads,
+                "vocabulary": a.vocabulary,
+                "tied": a.tied,
+                "context": a.context,
+            }
+        )
+    emit({"models": rows}) if as_json else _table(rows, "Models")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has: versions, memory, devices, the demo pair."""
+    from paraknow.doctor import examine
+
+    rows = examine()
+    emit({"checks": rows}) if as_json else _table(rows, "This machine")
+    if not all(r["ok"] for r in rows):
+        raise ParaKnowError("something is missing; see the lines that are not ok.")
+
+
+@app.command("app")
+def app_command(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+) -> None:
+    """Open the dashboard on 127.0.0.1."""
+    import socket
+
+    from paraknow import resources
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputError(f"port {port} is in use; choose another one with --port.") from None
+    os.environ.setdefault("PARAKNOW_RUNS", str(Path("runs").resolve()))
+    os.chdir(resources.root())  # streamlit reads .streamlit/config.toml beside app.py
+    options = ["--server.address=127.0.0.1", f"--server.port={port}", f"--server.headless={str(headless).lower()}"]
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", "app.py", *options])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors of ours become one sentence on stderr and their exit code."""
+    command: Callable[..., Any] = typer.main.get_command(app)
+    try:
+        code = command(args=arguments, standalone_mode=False)
+    except ParaKnowError as error:
+        _note(f"paraknow: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _note("paraknow: cancelled.")
+        code = 130
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):  # usage errors know how to show themselves
+            shown = getattr(error, "format_message", lambda: str(error))()
+            _note(f"paraknow: {shown}")
+            code = getattr(error, "exit_code", 2)
+        else:
+            raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

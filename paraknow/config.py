@@ -1,0 +1,226 @@
+"""The one configuration object: one RunConfig = one run = one YAML file (no torch).
+
+Field descriptions are the help texts of the Transfer page and the command line; where a paper gives a
+value, the description says which.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from paraknow.errors import InputError
+
+ATTENTION = ("q", "k", "v", "o")
+FFN = ("gate", "up", "down")
+EMBEDDING = ("embed", "lm_head")
+MODULES = (*ATTENTION, *FFN)
+Module = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "lm_head"]
+Origin = Literal["attention", "ffn", "embedding", "all"]
+
+
+class Part(BaseModel):
+    """Base of every config part: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pair(Part):
+    """The two models: demo:NAME, a local folder, or a hub id org/name[@revision]."""
+
+    teacher: str = Field(min_length=1, max_length=500, description="The larger model, whose knowledge is to move.")
+    student: str = Field(min_length=1, max_length=500, description="The smaller model that is to receive it.")
+
+
+class Locate(Part):
+    """Where in the teacher the knowledge is looked for (METHODS part 1)."""
+
+    seeds: int = Field(32, ge=1, le=4096, description="Task examples used to locate. Seeking Neural Nuggets: 32.")
+    layers: Literal["sensitivity", "first", "last", "even", "random"] = Field(
+        "sensitivity", description="Which teacher layers feed the student's. Seeking: the most sensitive, in order."
+    )
+    structure: Literal["window", "rows_columns", "random_window", "random_entries"] = Field(
+        "window", description="How a student-sized block is cut from a teacher matrix. Seeking: one contiguous window."
+    )
+    origins: tuple[Origin, ...] = Field(
+        ("attention", "ffn"),
+        min_length=1,
+        description="Which parts take part. 'embedding' (with lm_head) needs one vocabulary and untied weights.",
+    )
+    modules: tuple[Module, ...] | None = Field(
+        None, description="Leave matrices out by naming the ones to keep; all seven projections by default."
+    )
+    max_length: int = Field(512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left.")
+
+    def selected(self) -> tuple[str, ...]:
+        """The module names that origins and modules leave in."""
+        parts = {"attention": ATTENTION, "ffn": FFN, "embedding": EMBEDDING, "all": (*MODULES, *EMBEDDING)}
+        allowed = {name for origin in self.origins for name in parts[origin]}
+        return tuple(m for m in (*MODULES, *EMBEDDING) if m in allowed and (self.modules is None or m in self.modules))
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Locate:
+        if not self.selected():
+            raise ValueError("origins and modules leave no matrix to move")
+        return self
+
+
+class MethodChoice(Part):
+    """A method by name with its own settings, which its own file in paraknow/methods/ defines."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(min_length=1, max_length=100, description="One of `paraknow methods`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def settings(self) -> dict[str, Any]:
+        """What was set beside the name."""
+        return dict(self.model_extra or {})
+
+
+class Tune(Part):
+    """Fine-tuning of the student's adapters; the same for every method of a run (METHODS 2.1)."""
+
+    epochs: int = Field(3, ge=1, le=10000, description="Passes over the training split. Seeking: 3.")
+    batch_size: int = Field(64, ge=1, le=65536, description="Examples per optimiser step. Seeking: 64.")
+    micro_batch: int = Field(64, ge=1, le=65536, description="Examples per forward pass; less needs less memory.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW's peak rate. Seeking: 3e-4.")
+    warmup: float = Field(0.03, ge=0, lt=1, description="Share of steps with a rising rate. Seeking: 3 %.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")
+    max_length: int = Field(512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left.")
+
+
+class Evaluate(Part):
+    """What every model of the run is measured on."""
+
+    suites: tuple[str, ...] | None = Field(None, description="Tasks whose test split is used; the run's own by default.")
+    limit: int | None = Field(None, ge=1, description="At most so many test items per suite and group.")
+    batch_size: int = Field(128, ge=1, le=65536, description="Requests per forward pass.")
+    resamples: int = Field(2000, ge=200, le=100000, description="Bootstrap resamples for paired intervals.")
+
+
+class RunConfig(Part):
+    """Everything a run depends on."""
+
+    name: str = Field("", max_length=200, description="A title for the run.")
+    pair: Pair
+    task: tuple[str, ...] = Field(min_length=1, description="demo:people, a .jsonl file, a folder, or hub:org/name.")
+    locate: Locate = Locate()
+    method: MethodChoice = MethodChoice(name="seeking")
+    baselines: tuple[MethodChoice, ...] = Field((), description="Other methods, run with the same data and steps.")
+    controls: tuple[str, ...] = Field(
+        ("zero", "noise", "random_window"), description="Controls of the method; a gain counts only above all of them."
+    )
+    tune: Tune = Tune()
+    evaluate: Evaluate = Evaluate()
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws seeds, splits, random starts and the order of batches.")
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="Repeat every method with each of these.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are loaded in.")
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _one_task(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def run_seeds(self) -> tuple[int, ...]:
+        """The seeds methods are repeated with."""
+        return self.seeds if self.seeds else (self.seed,)
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The tasks that are evaluated."""
+        return self.evaluate.suites or self.task
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> RunConfig:
+        for field, values in (("seeds", self.seeds or ()), ("task", self.task), ("controls", self.controls)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field} names something twice")
+        return self
+
+
+def parse(values: Any, where: str = "config") -> RunConfig:
+    """A RunConfig from plain values. Raises InputError: one sentence naming the first wrong field."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected a mapping of settings such as 'pair:' and 'task:'.")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, RunConfig)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first validation error as one sentence: the field, what is wrong, what would be accepted."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(p) for p in first["loc"]) or "the config"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+        return f"unknown key {path!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{path!r} is missing."
+    message = re.sub(r"^Value error, ", "", first["msg"])
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    return f"{path!r}: {message[:1].lower()}{message[1:]}{shown}."
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """A RunConfig from a YAML file, with `a.b=value` overrides (values are YAML).
+
+    Raises InputError: the file cannot be read, is not YAML, or a field is wrong.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from None
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {override!r}: expected key=value, such as locate.seeds=16.")
+        try:
+            _assign(values, key.split("."), yaml.safe_load(text), override)
+        except yaml.YAMLError:
+            raise InputError(f"--set {override!r}: the value is not valid YAML.") from None
+    return parse(values, str(path))
+
+
+def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        if not isinstance(values, dict):
+            break
+        inner = values.setdefault(key, {})
+        if isinstance(inner, str) and key == "method":  # `method: seeking` is short for its name
+            inner = values[key] = {"name": inner}
+        values = inner
+    if not isinstance(values, dict):
+        raise InputError(f"--set {override!r}: {'.'.join(keys[:-1]) or 'the config'} holds no settings.")
+    values[keys[-1]] = value
+
+
+def dump(config: RunConfig) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Measure models on the same items, and compare them in pairs."""

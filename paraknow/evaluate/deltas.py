@@ -1,0 +1,145 @@
+"""From items to the rows people read: accuracy, paired differences, knowledge that arrived (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from paraknow.errors import RunError
+from paraknow.evaluate import audit, statistics
+
+GROUP_ORDER = {"known": 0, "shown": 1, "never_shown": 2, "all": 3}
+
+
+def join(items: pd.DataFrame) -> None:
+    """Check that every model answered the same items. Raises RunError naming the model."""
+    reference = items[items.model == "student"].set_index(["task", "doc_id"]).doc_hash
+    for (model, seed), part in items.groupby(["model", "seed"], sort=False):
+        hashes = part.set_index(["task", "doc_id"]).doc_hash
+        if len(hashes) != len(reference) or not hashes.sort_index().equals(reference.sort_index()):
+            raise RunError(f"evaluate: {model} (seed {seed}) was not measured on the same items as the student.")
+
+
+def rows(
+    items: pd.DataFrame, controls: dict[str, Sequence[str]], resamples: int = 2000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """One row per model, suite and group, in table order.
+
+    `controls` maps a method's label to the labels of the controls it is held against. Keys of a row: model,
+    suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost (the differences are to the
+    student; missing for the student itself), loss (nats per answer token), bits, share, share_ci (how much of
+    the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
+    delta, delta_ci), claim (true where the interval lies above 0 against the student and every control;
+    missing where a model has no controls).
+    """
+    join(items)
+    result: list[dict[str, Any]] = []
+    order = {name: k for k, name in enumerate(dict.fromkeys(items.model))}
+    for (suite, group), part in sorted(
+        items.groupby(["task", "group"], sort=False), key=lambda p: (str(p[0][0]), GROUP_ORDER[str(p[0][1])])
+    ):
+        by_model = {
+            str(model): frame.sort_values(["seed", "doc_id"]) for model, frame in part.groupby("model", sort=False)
+        }
+        result += _group_rows(str(suite), str(group), by_model, controls, resamples, seed)
+    _holm(result)
+    suites = list(dict.fromkeys(items.task))
+    return sorted(result, key=lambda r: (suites.index(r["suite"]), GROUP_ORDER[r["group"]], order[r["model"]]))
+
+
+def _matrix(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """(seeds, items) of one column."""
+    seeds = frame.seed.nunique()
+    return frame[column].to_numpy().reshape(seeds, -1)
+
+
+def _group_rows(
+    suite: str,
+    group: str,
+    models: dict[str, pd.DataFrame],
+    controls: dict[str, Sequence[str]],
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    correct = {model: _matrix(frame, "correct").astype(bool) for model, frame in models.items()}
+    bits = {model: _bits(frame, seed) for model, frame in models.items()}
+    made = []
+    for model, frame in models.items():
+        values = correct[model]
+        row: dict[str, Any] = {
+            "model": model,
+            "suite": suite,
+            "group": group,
+            "n": values.shape[1],
+            "seeds": values.shape[0],
+            "accuracy": float(values.mean()),
+            "ci": _accuracy_interval(values, resamples, seed),
+            **dict.fromkeys(("delta", "delta_ci", "p_mcnemar", "p_holm", "gained", "lost")),
+            "loss": float(-frame.logprob.sum() / frame.answer_tokens.sum()),
+            "bits": None if bits[model] is None else float(bits[model].mean()),
+            **dict.fromkeys(("share", "share_ci", "share_missing", "claim")),
+            "against": [],
+        }
+        if model != "student":
+            row |= _difference(values, correct["student"], resamples, seed)
+            row |= {k: v for k, v in _share(model, bits, resamples, seed).items()}
+        if held := [c for c in controls.get(model, ()) if c in correct]:
+            for control in held:
+                against = _difference(values, correct[control], resamples, seed)
+                row["against"].append({"control": control, "delta": against["delta"], "delta_ci": against["delta_ci"]})
+            row["claim"] = row["delta_ci"][0] > 0 and all(a["delta_ci"][0] > 0 for a in row["against"])
+        made.append(row)
+    return made
+
+
+def _accuracy_interval(values: np.ndarray, resamples: int, seed: int) -> list[float]:
+    """Wilson for one seed; with several, items and seeds are resampled."""
+    if values.shape[0] == 1:
+        return list(statistics.wilson(values[0]))
+    low, high = statistics.paired_bootstrap(values.astype(float), seed, resamples)
+    return [max(0.0, low), min(1.0, high)]
+
+
+def _difference(method: np.ndarray, reference: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    shapes = (method[0] if len(method) == 1 else method, reference[0] if len(reference) == 1 else reference)
+    found = statistics.compare(*shapes, seed=seed, resamples=resamples)
+    return {
+        "delta": found.delta,
+        "delta_ci": [found.lo, found.hi],
+        "p_mcnemar": found.p_mcnemar,
+        "gained": found.gained,
+        "lost": found.lost,
+    }
+
+
+def _bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:
+    """(seeds, items) bits of knowledge; None where the items have no candidates."""
+    if frame.candidates.isna().any():
+        return None
+    per_seed = []
+    for _, part in frame.groupby("seed", sort=True):
+        part = part.sort_values("doc_id")
+        gold = np.array([list(c).index(t) for c, t in zip(part.candidates, part.target, strict=True)])
+        per_seed.append(audit.bits([np.asarray(x, float) for x in part.candidate_logprobs], gold, seed=seed))
+    return np.stack(per_seed)
+
+
+def _share(model: str, bits: dict[str, np.ndarray | None], resamples: int, seed: int) -> dict[str, Any]:
+    own, student, teacher = bits[model], bits.get("student"), bits.get("teacher")
+    if own is None or student is None or teacher is None:
+        return {"share_missing": "these items have no candidates to measure bits on"}
+    found = audit.share(own[0] if len(own) == 1 else own, student[0], teacher[0], seed=seed, resamples=resamples)
+    if found.value is None:
+        return {"share_missing": found.missing}
+    return {"share": found.value, "share_ci": [found.lo, found.hi]}
+
+
+def _holm(result: list[dict[str, Any]]) -> None:
+    """Holm's correction over all comparisons with the student in the run."""
+    compared = [r for r in result if r["p_mcnemar"] is not None]
+    adjusted = statistics.holm(np.array([r["p_mcnemar"] for r in compared])) if compared else []
+    for row, p in zip(compared, adjusted, strict=True):
+        row["p_holm"] = float(p)

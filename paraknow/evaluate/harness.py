@@ -1,0 +1,165 @@
+"""Evaluation through lm-eval (METHODS 4.4): our own tasks from local YAML, every item kept.
+
+Examples with choices are ranked by candidate log-probability; the others count as correct where the whole
+answer is the greedy continuation. Both include the end token.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from paraknow import data
+from paraknow.models import Loaded
+from paraknow.progress import Progress, silent
+
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would start a process pool for its own stderr
+
+COLUMNS = (
+    "task group doc_id doc_hash model seed prompt target answer correct logprob answer_tokens "
+    "candidates candidate_logprobs"
+).split()
+
+
+def documents(examples: Sequence[data.Example], tokenizer: Any) -> dict[str, list[dict]]:
+    """lm-eval documents by task kind (choice, answer). `doc` numbers them over both kinds."""
+    end = tokenizer.eos_token or ""
+    kinds: dict[str, list[dict]] = {"choice": [], "answer": []}
+    for number, example in enumerate(examples):
+        prompt, answer = data.render(example, tokenizer)
+        space = answer[: len(answer) - len(answer.lstrip())] if not example.raw else ""
+        common = {"doc": number, "group": example.group, "prompt": prompt, "target": answer + end}
+        if example.choices:
+            candidates = [space + choice + end for choice in example.choices]
+            gold = example.choices.index(example.answer)
+            kinds["choice"].append({**common, "candidates": candidates, "gold": gold})
+        else:
+            kinds["answer"].append(common)
+    return {kind: docs for kind, docs in kinds.items() if docs}
+
+
+def make_task(key: str, kind: str, docs: list[dict]) -> Any:
+    """An lm-eval task named `key` over `docs`, configured by our YAML of that kind."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    config = yaml.safe_load((files("paraknow.evaluate") / "tasks" / f"{kind}.yaml").read_text(encoding="utf-8"))
+    dataset = {"test": Dataset.from_list(docs)}
+    return ConfigurableTask(config={**config, "task": key, "custom_dataset": lambda **_: dataset})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval logs several lines per task; the run has its own log."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def answer_lengths(docs: list[dict], tokenizer: Any) -> list[int]:
+    """Tokens of each target as the harness scores it: tokenised together with its prompt."""
+    whole = tokenizer([d["prompt"] + d["target"] for d in docs])["input_ids"]
+    prompts = tokenizer([d["prompt"] for d in docs])["input_ids"]
+    return [max(1, len(w) - len(p)) for w, p in zip(whole, prompts, strict=True)]
+
+
+def evaluate(
+    loaded: Loaded,
+    suites: dict[str, Sequence[data.Example]],
+    batch_size: int = 128,
+    model: Any = None,
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """One row per item of every suite, without the columns `model` and `seed`.
+
+    `model` stands in for `loaded.model` (an adapted student). `logprob` is the target's summed
+    log-probability in nats over `answer_tokens` tokens; `answer` is the best candidate, or the target where
+    the greedy continuation is exactly it, else missing: the harness did not ask for it.
+    """
+    from lm_eval import evaluator
+
+    tokenizer = loaded.tokenizer
+    jobs = {
+        f"{name}|{kind}": (name, docs)
+        for name, examples in suites.items()
+        for kind, docs in documents(examples, tokenizer).items()
+    }
+    total = sum(len(doc.get("candidates", [0])) for _, docs in jobs.values() for doc in docs)
+    with _quiet():
+        harness = _harness(loaded, model if model is not None else loaded.model, batch_size, total, progress)
+        tasks = {key: make_task(key, key.rpartition("|")[2], docs) for key, (_, docs) in jobs.items()}
+        # simple_evaluate would index thousands of tasks and list installed packages first: seconds per model
+        result: Any = evaluator.evaluate(
+            lm=harness, task_dict={"tasks": tasks, "groups": {}, "group_map": {}}, bootstrap_iters=0, log_samples=True
+        )
+    progress(total, total)
+    rows: list[dict] = []
+    for key, (name, docs) in jobs.items():
+        lengths = answer_lengths(docs, tokenizer)
+        samples = sorted(result["samples"][key], key=lambda sample: sample["doc_id"])
+        rows += [_row(name, sample, tokenizer.eos_token or "", lengths[sample["doc_id"]]) for sample in samples]
+    return pd.DataFrame(rows, columns=[c for c in COLUMNS if c not in ("model", "seed")])
+
+
+def _harness(loaded: Loaded, model: Any, batch_size: int, total: int, progress: Progress) -> Any:
+    """lm-eval's own Hugging Face model, without its bars, reporting every forward pass."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Reporting(HFLM):
+        done = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            logits = super()._model_call(inps, *args, **kwargs)
+            self.done = min(total, self.done + len(inps))
+            progress(self.done, total)
+            return logits
+
+    start = loaded.tokenizer.bos_token_id
+    return Reporting(
+        pretrained=model,
+        tokenizer=loaded.tokenizer,
+        batch_size=batch_size,
+        max_length=loaded.architecture.context,
+        add_bos_token=start is not None and list(loaded.tokenizer("")["input_ids"])[:1] == [start],
+    )
+
+
+def _row(task: str, sample: dict, end: str, tokens: int) -> dict:
+    doc = sample["doc"]
+    scores = [float(response[0][0]) for response in sample["resps"]]
+    candidates = doc.get("candidates")
+    if candidates:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        answer, logprob = candidates[best], scores[doc["gold"]]
+    else:
+        answer, logprob = (doc["target"] if sample["acc"] else None), scores[0]
+    return {
+        "task": task,
+        "group": doc["group"],
+        "doc_id": doc["doc"],
+        "doc_hash": sample["doc_hash"],
+        "prompt": doc["prompt"],
+        "target": doc["target"].removesuffix(end).strip(),
+        "answer": answer.removesuffix(end).strip() if answer is not None else None,
+        "correct": bool(sample["acc"]),
+        "logprob": logprob,
+        "answer_tokens": tokens,
+        "candidates": [c.removesuffix(end).strip() for c in candidates] if candidates else None,
+        "candidate_logprobs": scores if candidates else None,
+    }

@@ -1,0 +1,231 @@
+"""Adapters: the exact start, export as one plain PEFT adapter, merge, and the reload check (METHODS 2.1).
+
+Notation: W (out, in) a student weight; B0 (out, r), A0 (r, in) the start; α = r, so the scale is 1.
+The start is W + B·A − B0·A0 with a trained twin (B, A) and a frozen twin (−B0, A0): the student's own
+function, without shifting W, which would be inexact in bfloat16. Exported: one adapter of rank 2r.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paraknow.errors import RunError
+from paraknow.files import replacing_folder
+from paraknow.methods.base import Align, Start
+from paraknow.models import Loaded
+
+MOVING, FROZEN, MERGED = "moving", "frozen", "merged"
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
+ADAPTER_FILE = "adapter_model.safetensors"
+
+Factors = dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _lora_config(paths: list[str], rank: int, initialise: Any = True) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=paths,
+        init_lora_weights=initialise,
+    )
+
+
+def _slots(layer: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """A peft layer's (B, A) parameters for an adapter, and whether they are an embedding's (transposed)."""
+    if adapter in layer.lora_A:
+        return layer.lora_B[adapter].weight, layer.lora_A[adapter].weight, False
+    return layer.lora_embedding_B[adapter], layer.lora_embedding_A[adapter], True
+
+
+def _detach(wrapped: Any, student: Loaded) -> None:
+    """Take peft's layers and its notes off the student's model."""
+    wrapped.unload()
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        vars(student.model).pop(attribute, None)
+
+
+@torch.no_grad()
+def _fill(layer: Any, adapter: str, b: torch.Tensor, a: torch.Tensor) -> None:
+    slot_b, slot_a, embedding = _slots(layer, adapter)
+    if embedding:  # peft keeps an embedding's ΔW transposed: (d, V) = B_emb · A_emb
+        b, a = a.T, b.T
+    slot_b.copy_(b)
+    slot_a.copy_(a)
+
+
+@contextmanager
+def attached(student: Loaded, start: Start) -> Iterator[Any]:
+    """The student with the start's adapters active; afterwards the plain student again, flags restored.
+
+    Yields a PeftModel whose trainable parameters are the moving twin's alone.
+    """
+    from peft import get_peft_model
+
+    paths = {place: student.architecture.path(place[1], place[0]) for place in start.factors}
+    rank = next(iter(start.factors.values()))[0].shape[1]
+    flags = [(p, p.requires_grad) for p in student.model.parameters()]
+    config = _lora_config(list(paths.values()), rank)
+    with torch.random.fork_rng():  # peft draws a start of its own, which is overwritten
+        wrapped: Any = get_peft_model(student.model, config, adapter_name=MOVING)
+        twins = [MOVING]
+        if start.tuned and any(bool(b.any()) for b, _ in start.factors.values()):
+            wrapped.add_adapter(FROZEN, config)
+            twins.append(FROZEN)
+    try:
+        for place, (b, a) in start.factors.items():
+            layer = wrapped.get_base_model().get_submodule(paths[place])
+            _fill(layer, MOVING, b, a)
+            if FROZEN in twins:
+                _fill(layer, FROZEN, -b, a)
+        wrapped.base_model.set_adapter(twins)
+        for name, parameter in wrapped.named_parameters():
+            parameter.requires_grad_(f".{MOVING}" in name)
+        yield wrapped.eval()
+    finally:
+        _detach(wrapped, student)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        student.model.eval()
+
+
+def export(wrapped: Any, folder: Path, base: str, facts: dict[str, Any]) -> None:
+    """Write what is active as one plain PEFT adapter in `folder` (replaced as a whole).
+
+    Two twins become one adapter of rank 2r by concatenation. `facts` go into paraknow.json beside it.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    name = MOVING
+    if FROZEN in wrapped.peft_config:
+        wrapped.add_weighted_adapter([MOVING, FROZEN], [1.0, 1.0], MERGED, combination_type="cat")
+        name = MERGED
+    state = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    config = copy.deepcopy(wrapped.peft_config[name])
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    with replacing_folder(folder) as temporary:
+        tensors = {k: v.detach().float().cpu().contiguous() for k, v in state.items()}
+        save_file(tensors, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+        config.save_pretrained(str(temporary))
+        (temporary / "paraknow.json").write_text(json.dumps({"schema_version": 1, **facts}) + "\n", encoding="utf-8")
+    if name == MERGED:
+        wrapped.delete_adapter(MERGED)
+
+
+@contextmanager
+def adapted(student: Loaded, folder: Path) -> Iterator[Any]:
+    """The student with an exported adapter loaded; afterwards the plain student again.
+
+    Raises RunError where the adapter's keys are not exactly the model's (peft itself loads a misspelled key
+    silently).
+    """
+    from peft import PeftModel
+
+    wrapped = PeftModel.from_pretrained(student.model, str(folder))
+    try:
+        _check_keys(wrapped, folder)
+        yield wrapped.eval()
+    finally:
+        _detach(wrapped, student)
+        student.model.requires_grad_(False).eval()
+
+
+def _check_keys(wrapped: Any, folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    from paraknow.checkpoints import safetensors_header
+
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    stored = set(safetensors_header(folder / ADAPTER_FILE)) - {"__metadata__"}
+    if expected != stored:
+        odd = sorted(expected ^ stored)[0]
+        raise RunError(f"adapter {folder.name}: its key {odd} does not match the student.")
+
+
+def peft_start(align: Align, initialise: str) -> Factors:
+    """Factors as peft initialises them for the located matrices, taken from a copy of the student.
+
+    peft knows PiSSA for linear layers only; an embedding starts as plain LoRA there.
+    """
+    from peft import get_peft_model
+
+    student = align.student
+    places = [(block.student_layer, block.module) for block in align.blocks]
+    groups = {"gaussian": [p for p in places if p[1] == "embed"], initialise: [p for p in places if p[1] != "embed"]}
+    factors: Factors = {}
+    for kind, members in groups.items():
+        if not members:
+            continue
+        paths = {place: student.architecture.path(place[1], place[0]) for place in members}
+        with torch.random.fork_rng():
+            torch.manual_seed(align.seed)
+            config = _lora_config(list(paths.values()), align.settings.rank, kind)
+            copied: Any = get_peft_model(copy.deepcopy(student.model), config)
+        for place, path in paths.items():
+            b, a, embedding = _slots(copied.get_base_model().get_submodule(path), "default")
+            b, a = (a.T, b.T) if embedding else (b, a)
+            factors[place] = (b.detach().float().clone(), a.detach().float().clone())
+        del copied
+    return {place: factors[place] for place in places}
+
+
+@torch.no_grad()
+def probe_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (tokens, V) in float32 on the CPU for one row of ids."""
+    device = next(model.parameters()).device
+    return model(input_ids=ids[None].to(device), use_cache=False).logits[0].float().cpu()
+
+
+def reload_check(student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.Tensor], work: Path) -> dict[str, float]:
+    """Load each exported adapter on the plain student in a fresh process and compare logits.
+
+    `expected` maps an adapter folder to the logits (tokens, V) it gave in memory on the prompt `ids`. Returns
+    the largest absolute difference per folder. Raises RunError where one is above the tolerance (1e-4 in float32).
+    """
+    from safetensors.torch import save_file
+
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "probe.safetensors"
+    folders = list(expected)
+    tensors = {"ids": ids.cpu()} | {str(index): expected[folder].clone() for index, folder in enumerate(folders)}
+    dtype = str(student.model.dtype).removeprefix("torch.")
+    command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, student.device.type]
+    try:
+        save_file(tensors, file)
+        done = subprocess.run(
+            [*command, str(file), *map(str, folders)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+    finally:
+        file.unlink(missing_ok=True)
+    if done.returncode:
+        raise RunError(f"reload check: the fresh process failed: {''.join(done.stderr.strip().splitlines()[-1:])}")
+    differences = dict(zip(map(str, folders), json.loads(done.stdout.splitlines()[-1]), strict=True))
+    limit = TOLERANCE[student.model.dtype]
+    for folder, difference in differences.items():
+        if not difference <= limit:
+            raise RunError(f"reload check: adapter {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e}).")
+    return differences
+
+
+def merge(student: Loaded, folder: Path, out: Path) -> None:
+    """Write the student with an adapter merged in as an ordinary checkpoint with its tokenizer."""
+    with adapted(student, folder) as wrapped, replacing_folder(out) as temporary:
+        merged = copy.deepcopy(wrapped).merge_and_unload()
+        merged.save_pretrained(temporary)
+        student.tokenizer.save_pretrained(temporary)

@@ -1,0 +1,1 @@
+"""Find where in the teacher a task's knowledge lies."""

@@ -1,0 +1,194 @@
+"""The locate stage: sensitivities of both models, the chosen layers, the chosen blocks (METHODS 1.1 to 1.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+
+from paraknow import data, files
+from paraknow.checkpoints import check_blocks
+from paraknow.config import EMBEDDING, Locate
+from paraknow.locate.blocks import Block, choose_block
+from paraknow.locate.layers import choose_layers
+from paraknow.locate.sensitivity import Place, combine, sensitivity
+from paraknow.models import Loaded
+from paraknow.progress import Progress, silent
+
+MAP_SIDE = 512
+
+
+@dataclass
+class Located:
+    """Result of locating. `sensitivity` and `layers` are the tables of DESIGN's run folder; `maps` are the
+    summed |w·∇| of every matrix by model ("teacher", "student"), absent when read back from a folder."""
+
+    sensitivity: pd.DataFrame
+    layers: pd.DataFrame
+    blocks: list[Block]
+    maps: dict[str, dict[Place, torch.Tensor]]
+    warnings: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Write sensitivity, layers and blocks tables, block indices and pooled maps."""
+        files.write_table(folder / "sensitivity.parquet", self.sensitivity)
+        files.write_table(folder / "layers.parquet", self.layers)
+        files.write_table(folder / "blocks.parquet", blocks_table(self.blocks))
+        with files.replacing(folder / "blocks.safetensors") as temporary:
+            save_file(_indices(self.blocks), temporary, metadata={"blocks": json.dumps(_describe(self.blocks))})
+        with files.replacing(folder / "maps.safetensors") as temporary:
+            arrays, notes = pooled_maps(self.maps)
+            save_arrays(arrays, temporary, metadata={"maps": json.dumps(notes)})
+
+    @classmethod
+    def load_blocks(cls, folder: Path) -> list[Block]:
+        """The blocks as they were chosen, for the stages that follow."""
+        from safetensors import safe_open
+
+        path = folder / "blocks.safetensors"
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as stream:
+            described = json.loads(stream.metadata()["blocks"])
+        return [
+            Block(**{**entry, "shape": tuple(entry["shape"])}, rows=tensors.get(f"{i}.rows"), cols=tensors.get(f"{i}.cols"))
+            for i, entry in enumerate(described)
+        ]
+
+
+def _describe(blocks: Sequence[Block]) -> list[dict]:
+    plain = ("module", "teacher_layer", "student_layer", "structure", "shape", "row", "col", "share")
+    return [{name: getattr(block, name) for name in plain} for block in blocks]
+
+
+def _indices(blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
+    tensors = {"empty": torch.zeros(1)}  # safetensors wants at least one tensor
+    for i, block in enumerate(blocks):
+        if block.rows is not None and block.cols is not None:
+            tensors |= {f"{i}.rows": block.rows.contiguous(), f"{i}.cols": block.cols.contiguous()}
+    return tensors
+
+
+def blocks_table(blocks: Sequence[Block]) -> pd.DataFrame:
+    """One row per block: where it lies in the teacher, its size, its share of the matrix's sensitivity."""
+    rows = [
+        {
+            "module": b.module,
+            "teacher_layer": b.teacher_layer,
+            "student_layer": b.student_layer,
+            "structure": b.structure,
+            "row": b.row if b.rows is None else None,
+            "col": b.col if b.rows is None else None,
+            "rows": b.shape[0],
+            "cols": b.shape[1],
+            "share": b.share,
+        }
+        for b in blocks
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype({"row": "Int64", "col": "Int64"})
+
+
+def pool(matrix: torch.Tensor, side: int = MAP_SIDE) -> torch.Tensor:
+    """Largest value of each cell of a grid of at most side × side cells over a matrix."""
+    target = [min(side, length) for length in matrix.shape]
+    if target == list(matrix.shape):
+        return matrix
+    return torch.nn.functional.adaptive_max_pool2d(matrix[None], target)[0]  # type: ignore[arg-type]
+
+
+def pooled_maps(maps: dict[str, dict[Place, torch.Tensor]]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """Maps for charts: pooled, as float16 relative to the matrix's maximum, which the notes keep with its shape."""
+    arrays, notes = {}, {}
+    for model, places in maps.items():
+        for (layer, module), values in places.items():
+            if values.ndim != 2:
+                continue
+            key, peak = f"{model}/{layer}/{module}", float(values.max())
+            relative = pool(values) / peak if peak > 0 else torch.zeros_like(pool(values))
+            arrays[key] = relative.half().cpu().numpy()
+            notes[key] = {"shape": list(values.shape), "max": peak, "pooling": "max"}
+    return arrays, notes
+
+
+def locate(
+    teacher: Loaded,
+    student: Loaded,
+    tasks: Sequence[data.Task],
+    settings: Locate | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Located:
+    """Sensitivity of both models on `settings.seeds` training examples of each task, then layers and blocks.
+
+    Raises InputError (no example fits, shapes that do not allow a block), RunError (NaN, named).
+    """
+    settings = settings or Locate()
+    check_blocks(teacher.checkpoint, student.checkpoint, settings)
+    maps: dict[str, dict[Place, torch.Tensor]] = {}
+    tables, warnings, scores = [], [], {}
+    done, total = 0, 2 * settings.seeds * len(tasks)
+    for name, loaded in (("teacher", teacher), ("student", student)):
+        parts = {}
+        for task in tasks:
+            context = min(settings.max_length, loaded.architecture.context)
+            drawn = data.sample(task.train, settings.seeds, seed)
+            encoded = data.encode_all(drawn, loaded.tokenizer, context, f"{task.name} seeds ({name})")
+            warnings += [w for w in [encoded.warning(f"{task.name} seeds ({name})")] if w]
+
+            def report(step: int, _: int, message: str = "", *, base: int = done, title: str = name, **__: float) -> None:
+                progress(base + step, total, title)
+
+            parts[task.name] = sensitivity(loaded, encoded.items, report)
+            done += settings.seeds
+        maps[name], table = combine(parts)
+        tables.append(table.assign(model=name))
+        if name == "teacher":
+            scores = {t: part.layer_scores(loaded.architecture.layers) for t, part in parts.items()}
+    summed = [sum(column) for column in zip(*scores.values(), strict=True)]
+    chosen = choose_layers(summed, student.architecture.layers, settings.layers, seed)
+    blocks = _choose_blocks(teacher, student, chosen, maps["teacher"], settings, seed)
+    sensitivities = pd.concat(tables, ignore_index=True)
+    columns = "task model seed layer module sum mean max share".split()
+    return Located(sensitivities[columns], _layers_table(scores, chosen, settings.layers), blocks, maps, warnings)
+
+
+def _layers_table(scores: dict[str, list[float]], chosen: list[int], by: str) -> pd.DataFrame:
+    feeds = {layer: k for k, layer in enumerate(chosen)}
+    rows = [
+        {
+            "task": task,
+            "model": "teacher",
+            "layer": layer,
+            "by": by,
+            "score": score,
+            "chosen": layer in feeds,
+            "student_layer": feeds.get(layer),
+        }
+        for task, values in scores.items()
+        for layer, score in enumerate(values)
+    ]
+    return pd.DataFrame(rows).astype({"student_layer": "Int64"})
+
+
+def _choose_blocks(
+    teacher: Loaded, student: Loaded, chosen: list[int], maps: dict[Place, torch.Tensor], settings: Locate, seed: int
+) -> list[Block]:
+    generator = torch.Generator().manual_seed(seed)
+    shape_t, shape_s = teacher.architecture, student.architecture
+    blocks = []
+    for module in settings.selected():
+        single = module in EMBEDDING
+        pairs = [(0, 0)] if single else [(t, s) for s, t in enumerate(chosen)]
+        for teacher_layer, student_layer in pairs:
+            layers = (shape_t.layer_of(module, teacher_layer), shape_s.layer_of(module, student_layer))
+            scores = maps[(layers[0], module)]
+            full, shape = shape_t.shape(module), shape_s.shape(module)
+            blocks.append(choose_block(module, layers, scores, full, shape, settings.structure, generator))
+    return blocks

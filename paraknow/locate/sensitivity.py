@@ -1,0 +1,123 @@
+"""Parameter sensitivity |w · ∂L/∂w| (Seeking Neural Nuggets, arXiv 2310.11451; METHODS 1.1).
+
+Notation: θ parameters, ℓ mean cross-entropy over an example's answer tokens, S(θ) = Σ_seeds |θ ⊙ ∂ℓ/∂θ|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from paraknow.data import Encoded
+from paraknow.errors import RunError
+from paraknow.models import Loaded, gradients_on
+from paraknow.progress import Progress, silent
+
+Place = tuple[int, str]  # (layer, module)
+
+
+@dataclass
+class Sensitivity:
+    """S for every parameter of one model.
+
+    `maps` holds one float32 tensor of the parameter's shape per (layer, module). `table` has the columns
+    seed (−1: all seeds together), layer, module, sum, mean, max, share (of the model's total for that seed).
+    `losses` holds ℓ per seed, in nats per answer token.
+    """
+
+    maps: dict[Place, torch.Tensor]
+    table: pd.DataFrame
+    losses: list[float]
+
+    def layer_scores(self, layers: int) -> list[float]:
+        """Summed S of every layer's parameters, norms and biases included; the model's L layers in order."""
+        whole = self.table[self.table.seed == -1].groupby("layer")["sum"].sum()
+        return [float(whole[k]) for k in range(layers)]
+
+
+def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = silent) -> Sensitivity:
+    """S over `items`, one backward pass each: the absolute value forbids batching gradients.
+
+    Each gradient is taken in a post-accumulate hook and freed there, so peak memory is the weights, one
+    float32 accumulator and one gradient. Raises RunError naming the first parameter whose gradient is not
+    finite, or the example whose loss is not. The model is left as it was found.
+    """
+    model, places = loaded.model, loaded.architecture.place
+    named = list(model.named_parameters())
+    total = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in named}
+    # One row per seed, one column per parameter; moved to the host once, at the end.
+    sums = torch.zeros(len(items), len(named), dtype=torch.float64, device=loaded.device)
+    peaks = torch.zeros(len(items), len(named), dtype=torch.float32, device=loaded.device)
+    losses = torch.zeros(len(items), dtype=torch.float32, device=loaded.device)
+    row = 0
+
+    def take(column: int, name: str):
+        def hook(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            score = parameter.detach().to(torch.float32, copy=True).mul_(parameter.grad).abs_()
+            parameter.grad = None
+            total[name] += score
+            sums[row, column] = score.sum(dtype=torch.float64)
+            peaks[row, column] = score.max()
+
+        return hook
+
+    with gradients_on(model):
+        handles = [p.register_post_accumulate_grad_hook(take(c, n)) for c, (n, p) in enumerate(named)]
+        try:
+            for row, item in enumerate(items):
+                ids = torch.tensor([item.ids], device=loaded.device)
+                labels = ids.clone()
+                labels[:, : item.answer_start] = -100
+                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+                loss.backward()
+                losses[row] = loss.detach()
+                progress(row + 1, len(items))
+        finally:
+            for handle in handles:
+                handle.remove()
+    _refuse_nan(named, sums, losses)
+    entries = [(places(name), p.numel()) for name, p in named]
+    whole_max = torch.stack([total[name].max() for name, _ in named])
+    table = pd.concat(
+        [
+            _rows(-1, sums.sum(0), whole_max, entries),
+            *(_rows(seed, sums[seed], peaks[seed], entries) for seed in range(len(items))),
+        ],
+        ignore_index=True,
+    )
+    return Sensitivity({places(name): total[name] for name, _ in named}, table, losses.tolist())
+
+
+def _rows(seed: int, sums: torch.Tensor, peaks: torch.Tensor, entries: list[tuple[Place, int]]) -> pd.DataFrame:
+    total = float(sums.sum())
+    frame = pd.DataFrame([place for place, _ in entries], columns=["layer", "module"])
+    frame.insert(0, "seed", seed)
+    frame["sum"] = sums.cpu().numpy()
+    frame["mean"] = frame["sum"] / [count for _, count in entries]
+    frame["max"] = peaks.cpu().numpy()
+    frame["share"] = frame["sum"] / total if total else float("nan")
+    return frame
+
+
+def _refuse_nan(named: list, sums: torch.Tensor, losses: torch.Tensor) -> None:
+    bad_loss = (~torch.isfinite(losses)).nonzero()
+    if len(bad_loss):
+        raise RunError(f"sensitivity: the loss of seed example {int(bad_loss[0])} is NaN or infinite.")
+    bad = (~torch.isfinite(sums)).any(0).nonzero()
+    if len(bad):
+        raise RunError(f"sensitivity: the gradient of {named[int(bad[0])][0]} is NaN or infinite.")
+
+
+def combine(parts: dict[str, Sensitivity]) -> tuple[dict[Place, torch.Tensor], pd.DataFrame]:
+    """Maps summed over tasks, and one table with a leading `task` column."""
+    maps: dict[Place, torch.Tensor] = {}
+    for part in parts.values():
+        for place, values in part.maps.items():
+            maps[place] = maps[place] + values if place in maps else values
+    frames = [part.table.assign(task=task) for task, part in parts.items()]
+    table = pd.concat(frames, ignore_index=True)
+    return maps, table[["task", *[c for c in table.columns if c != "task"]]]

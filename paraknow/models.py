@@ -1,0 +1,122 @@
+"""Load a model and its tokenizer onto a device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from paraknow.architecture import Architecture
+from paraknow.checkpoints import Checkpoint, find
+from paraknow.errors import InputError, ResourceError, RunError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode with its tokenizer; nothing requires a gradient."""
+
+    checkpoint: Checkpoint
+    model: Any
+    tokenizer: Any
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.checkpoint.architecture
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def weight(self, module: str, layer: int) -> torch.Tensor:
+        """The weight (out, in) of one matrix."""
+        return self.model.get_submodule(self.architecture.path(module, layer)).weight
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device. Raises ResourceError where CUDA is asked for and absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("device 'cuda': no CUDA device is available here; use cpu or auto.")
+    return torch.device(name)
+
+
+def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -> Loaded:
+    """Load demo:NAME, a local folder or a hub id. Only safetensors, never remote code.
+
+    Raises InputError (see checkpoints.find), ResourceError (no such device), RunError (the weights do not fit
+    the config, or hold NaN: the matrix is named).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = spec if isinstance(spec, Checkpoint) else find(spec)
+    target = pick_device(device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model {checkpoint.spec!r} cannot be loaded: {reason}") from error
+    model = model.to(target).eval().requires_grad_(False)
+    loaded = Loaded(checkpoint, model, tokenizer)
+    _check_shapes(loaded)
+    _check_finite(loaded)
+    return loaded
+
+
+def _check_shapes(loaded: Loaded) -> None:
+    a = loaded.architecture
+    for module in a.matrices:
+        found = tuple(loaded.weight(module, 0).shape)
+        if found != a.shape(module):
+            raise RunError(f"model {loaded.checkpoint.spec!r}: {module} has shape {found}, config.json says {a.shape(module)}.")
+
+
+@torch.no_grad()
+def _check_finite(loaded: Loaded) -> None:
+    named = list(loaded.model.named_parameters())
+    sound = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist()
+    for (name, _), good in zip(named, sound, strict=True):
+        if not good:
+            raise RunError(f"model {loaded.checkpoint.spec!r}: the weights of {name} hold NaN or infinity.")
+
+
+@contextmanager
+def gradients_on(model: Any) -> Iterator[None]:
+    """All parameters require gradients inside the block; flags, mode and gradients are restored after it."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    training = model.training
+    try:
+        model.eval()
+        for parameter, _ in before:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        model.train(training)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def release() -> None:
+    """Give freed tensors back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

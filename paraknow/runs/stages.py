@@ -1,0 +1,286 @@
+"""The stages of a run: load, locate, align, tune, evaluate. Each reads what earlier ones left in the run
+folder and writes its own artifacts, so that a broken run goes on where it stopped."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from paraknow import __version__, data, files, inject, tune
+from paraknow.checks import Checked
+from paraknow.checkpoints import weights_hash
+from paraknow.config import RunConfig
+from paraknow.errors import RunError
+from paraknow.evaluate import deltas, harness
+from paraknow.locate.located import Located, locate
+from paraknow.methods.base import Align, Candidate, Start
+from paraknow.models import Loaded, load
+from paraknow.progress import Progress
+from paraknow.runs.store import Run
+
+Warn = Callable[[str], None]
+
+
+@dataclass
+class Session:
+    """One run being carried out: its folder, what was checked, and the models once they are loaded."""
+
+    run: Run
+    checked: Checked
+    warn: Warn
+    models: dict[str, Loaded] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.checked.config
+
+    def tasks(self, names: tuple[str, ...]) -> list[data.Task]:
+        return [data.load_task(name, self.config.seed) for name in names]
+
+    def jobs(self) -> Iterator[tuple[Candidate, int]]:
+        """Every model the run makes, with each seed."""
+        for candidate in self.checked.candidates:
+            for seed in self.config.run_seeds:
+                yield candidate, seed
+
+    def adapter(self, candidate: Candidate, seed: int) -> Path:
+        return self.run.path("adapters", candidate.label, str(seed))
+
+    def start_file(self, candidate: Candidate, seed: int) -> Path:
+        return self.run.path("align", candidate.label, f"{seed}.safetensors")
+
+
+def stage_load(session: Session, progress: Progress) -> None:
+    """Load both models and note versions, device, seeds and hashes in environment.json."""
+    config = session.config
+    for number, (name, checkpoint) in enumerate((("teacher", session.checked.teacher), ("student", session.checked.student))):
+        if name not in session.models:
+            session.models[name] = load(checkpoint, config.dtype, config.device)
+        progress(number + 1, 2, checkpoint.title)
+    device = session.models["student"].device
+    files.write_json(
+        session.run.path("environment.json"),
+        {
+            "versions": _versions(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "device_type": device.type,
+            "threads": torch.get_num_threads(),
+            "seeds": list(config.run_seeds),
+            "models": {name: _facts(loaded) for name, loaded in session.models.items()},
+            "data": {task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))},
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy", "scipy")
+    return {"paraknow": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def _facts(loaded: Loaded) -> dict[str, Any]:
+    a = loaded.architecture
+    return {
+        "spec": loaded.checkpoint.spec,
+        "title": loaded.checkpoint.title,
+        "sha256": weights_hash(loaded.checkpoint),
+        "family": a.family.name,
+        "parameters": loaded.checkpoint.parameters,
+        "layers": a.layers,
+        "hidden": a.hidden,
+        "ffn": a.ffn,
+        "heads": a.heads,
+        "kv_heads": a.kv_heads,
+        "head_dim": a.head_dim,
+        "vocabulary": a.vocabulary,
+        "tied": a.tied,
+    }
+
+
+def stage_locate(session: Session, progress: Progress) -> None:
+    """Sensitivities, layers and blocks into locate/."""
+    config, models = session.config, session.models
+    tasks = session.tasks(config.task)
+    result = locate(models["teacher"], models["student"], tasks, config.locate, config.seed, progress)
+    for warning in result.warnings:
+        session.warn(warning)
+    result.save(session.run.path("locate"))
+
+
+def stage_align(session: Session, progress: Progress) -> None:
+    """Every method's start into align/<model>/<seed>.safetensors, and align/starts.parquet about them."""
+    from safetensors.torch import save_file
+
+    config, models = session.config, session.models
+    blocks = Located.load_blocks(session.run.path("locate"))
+    examined = session.checked.candidates[0]
+    jobs, rows = list(session.jobs()), []
+    for number, (candidate, seed) in enumerate(jobs):
+        settings = examined.settings if candidate.control_of else candidate.settings
+        align = Align(models["teacher"], models["student"], blocks, config.locate, seed, settings, examined.method)
+        start = candidate.method.start(align)
+        tensors = {}
+        for (layer, module), (b, a) in start.factors.items():
+            if not bool(torch.isfinite(b).all() & torch.isfinite(a).all()):
+                raise RunError(f"align: {candidate.label} gives NaN or infinity for {module} of layer {layer}.")
+            tensors |= {f"{layer}.{module}.B": b.float().cpu().contiguous(), f"{layer}.{module}.A": a.float().cpu().contiguous()}
+            weight = models["student"].weight(module, layer)
+            rows.append(
+                {
+                    "model": candidate.label,
+                    "seed": seed,
+                    "layer": layer,
+                    "module": module,
+                    "rank": b.shape[1],
+                    "norm": float((b.float() @ a.float()).norm()),
+                    "weight_norm": float(weight.float().norm()),
+                }
+            )
+        with files.replacing(session.start_file(candidate, seed)) as temporary:
+            save_file(tensors, temporary, metadata={"tuned": str(start.tuned)})
+        progress(number + 1, len(jobs), candidate.label)
+    files.write_table(session.run.path("align", "starts.parquet"), pd.DataFrame(rows))
+
+
+def read_start(path: Path) -> Start:
+    """A start as stage_align wrote it."""
+    from safetensors import safe_open
+
+    factors: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+    with safe_open(path, framework="pt") as stream:
+        tuned = stream.metadata()["tuned"] == "True"
+        for key in stream.keys():  # noqa: SIM118 (not a dict)
+            layer, module, kind = key.split(".")
+            if kind == "B":
+                factors[(int(layer), module)] = (stream.get_tensor(key), stream.get_tensor(f"{layer}.{module}.A"))
+    return Start(factors, tuned)
+
+
+def stage_tune(session: Session, progress: Progress) -> None:
+    """Fine-tune every start and export it into adapters/; then reload all of them in a fresh process."""
+    config, student = session.config, session.models["student"]
+    context = min(config.tune.max_length, student.architecture.context)
+    examples = [e for task in session.tasks(config.task) for e in task.train]
+    encoded = data.encode_all(examples, student.tokenizer, context, "tuning")
+    if warning := encoded.warning("tuning"):
+        session.warn(warning)
+    jobs = list(session.jobs())
+    steps = tune.steps_of(len(encoded.items), config.tune)
+    probe = torch.tensor(encoded.items[0].ids)
+    plain = inject.probe_logits(student.model, probe)
+    for number, (candidate, seed) in enumerate(jobs):
+        if session.adapter(candidate, seed).is_dir():
+            continue  # finished before the run was broken off
+
+        def report(step: int, total: int, message: str = "", *, base: int = number * steps, at: Any = (candidate, seed), **v: float) -> None:
+            progress(base + step, len(jobs) * steps, f"{at[0].label}, seed {at[1]}", **v)
+
+        _tune_one(session, candidate, seed, encoded.items, plain, probe, report)
+    _reload_all(session, probe)
+
+
+def _tune_one(
+    session: Session,
+    candidate: Candidate,
+    seed: int,
+    items: list[data.Encoded],
+    plain: torch.Tensor,
+    probe: torch.Tensor,
+    report: Progress,
+) -> None:
+    student = session.models["student"]
+    start = read_start(session.start_file(candidate, seed))
+    facts: dict[str, Any] = {"method": candidate.method.name, "seed": seed, "settings": candidate.settings.model_dump()}
+    with inject.attached(student, start) as wrapped:
+        if start.tuned:
+            shift = float((inject.probe_logits(wrapped, probe) - plain).abs().max())
+            if not shift <= inject.TOLERANCE[student.model.dtype]:
+                raise RunError(f"tune: {candidate.label} does not start at the student; its logits differ by {shift:.2g}.")
+            pad = student.tokenizer.pad_token_id or 0
+            tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report)
+            facts |= {"start_difference": shift, "examples": tuned.examples, "trainable": tuned.trainable}
+            frame = pd.DataFrame({"step": range(1, len(tuned.losses) + 1), "loss": tuned.losses})
+            files.write_table(session.run.path("tune", candidate.label, f"{seed}.parquet"), frame)
+        inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
+
+
+def _reload_all(session: Session, probe: torch.Tensor) -> None:
+    student, expected = session.models["student"], {}
+    for candidate, seed in session.jobs():
+        folder = session.adapter(candidate, seed)
+        with inject.adapted(student, folder) as wrapped:
+            expected[folder] = inject.probe_logits(wrapped, probe)
+    differences = inject.reload_check(student, probe, expected, session.run.path("adapters"))
+    root = session.run.path("adapters")
+    relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
+    files.write_json(root / "reload.json", {"largest_difference": relative})
+
+
+def stage_evaluate(session: Session, progress: Progress) -> None:
+    """Every model on the same items: evaluate/items.parquet, results.json and deltas.json."""
+    config, student = session.config, session.models["student"]
+    suites = {task.name: _limited(task.test, config.evaluate.limit) for task in session.tasks(config.suites)}
+    subjects: list[tuple[str, int, Path | None]] = [("teacher", -1, None), ("student", -1, None)]
+    subjects += [(c.label, seed, session.adapter(c, seed)) for c, seed in session.jobs() if session.adapter(c, seed).is_dir()]
+    parts = []
+    for number, (label, seed, adapter) in enumerate(subjects):
+        part = session.run.path("evaluate", "parts", f"{label}-{seed}.parquet")
+
+        def report(step: int, total: int, message: str = "", *, base: int = number, title: str = label, **_: float) -> None:
+            progress(base * 1000 + round(1000 * step / max(1, total)), 1000 * len(subjects), title)
+
+        if not part.is_file():
+            loaded = session.models["teacher"] if label == "teacher" else student
+            if adapter:
+                with inject.adapted(student, adapter) as wrapped:
+                    frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, wrapped, report)
+            else:
+                frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, None, report)
+            frame.insert(4, "model", label)
+            frame.insert(5, "seed", seed)
+            files.write_table(part, frame)
+        parts.append(part)
+    items = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    bad = items[~items.logprob.map(lambda x: x == x and abs(x) != float("inf"))]
+    if len(bad):
+        raise RunError(f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}.")
+    files.write_table(session.run.path("evaluate", "items.parquet"), items)
+    rows = deltas.rows(items, controls_of(session.checked.candidates), config.evaluate.resamples, config.seed)
+    files.write_json(session.run.path("evaluate", "deltas.json"), {"run": session.run.id, "rows": rows})
+    for part in parts:
+        part.unlink(missing_ok=True)
+
+
+def controls_of(candidates: list[Candidate]) -> dict[str, list[str]]:
+    """Which controls each method is held against: all of the run's, for the method and its baselines alike."""
+    controls = [c.label for c in candidates if c.control_of]
+    return {c.label: [x for x in controls if x != c.label] for c in candidates if not c.control_of}
+
+
+def _limited(examples: tuple[data.Example, ...], limit: int | None) -> list[data.Example]:
+    """At most `limit` examples of every group."""
+    if limit is None:
+        return list(examples)
+    counts: dict[str, int] = {}
+    kept = []
+    for example in examples:
+        counts[example.group] = counts.get(example.group, 0) + 1
+        if counts[example.group] <= limit:
+            kept.append(example)
+    return kept
+
+
+STAGES: dict[str, Callable[[Session, Progress], None]] = {
+    "load": stage_load,
+    "locate": stage_locate,
+    "align": stage_align,
+    "tune": stage_tune,
+    "evaluate": stage_evaluate,
+}

@@ -1,0 +1,209 @@
+"""Carry out runs: one in the foreground, or all queued ones, oldest first, until idle.
+
+Only this module (and the stages it imports inside functions) brings torch into a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from paraknow.checks import check
+from paraknow.errors import Cancelled, ParaKnowError, RunError
+from paraknow.progress import Progress
+from paraknow.runs import queue, store
+from paraknow.runs.store import Run
+
+STAGE_NAMES = ("load", "locate", "align", "tune", "evaluate")
+WRITE_EVERY = 0.5  # seconds between two writings of status.json
+log = logging.getLogger("paraknow")
+
+
+class Reporter:
+    """Progress of one stage into status.json and events.jsonl, with ETA; raises Cancelled when asked to."""
+
+    def __init__(self, run: Run, stage: str, show: Progress):
+        self.run, self.stage, self.show = run, stage, show
+        self.began = time.time()
+        self.written = 0.0
+        self.first: int | None = None
+
+    def __call__(self, step: int, total: int, message: str = "", **values: float) -> None:
+        if self.run.cancelled():
+            raise Cancelled(f"run {self.run.id} was cancelled in stage {self.stage}.")
+        self.show(step, total, message, **values)
+        now = time.time()
+        if self.first is None:
+            self.first = step - 1  # a resumed stage does not begin at 0
+        if values:
+            self.run.event(stage=self.stage, step=step, total=total, message=message, **values)
+        if now - self.written < WRITE_EVERY and step < total:
+            return
+        self.written = now
+        done = step - self.first
+        eta = (now - self.began) / done * (total - step) if done else None
+        self.run.update(stage=self.stage, step=step, total=total, message=message, eta=eta)
+
+
+def execute(
+    run: Run,
+    until: str = "evaluate",
+    skip: tuple[str, ...] = (),
+    show: Callable[[str], Progress] | None = None,
+    warm: dict[str, Any] | None = None,
+) -> None:
+    """Carry out a run under its lock, from its first unfinished stage to `until`.
+
+    `show(stage)` gives a further progress callback; `warm` keeps loaded models between runs.
+    Raises what stopped it (Cancelled, InputError, RunError …) after the state has been written down.
+    """
+    with run.lock():
+        run.path("cancel").unlink(missing_ok=True)
+        handler = _log_file(run)
+        try:
+            _execute(run, until, skip, show, warm)
+        except Cancelled:
+            run.update(state="cancelled", finished=time.time(), error=None)
+            raise
+        except BaseException as error:
+            log.error("%s", "".join(traceback.format_exception(error)))
+            failure = _explain(error)
+            run.update(state="failed", finished=time.time(), error=str(failure))
+            if isinstance(error, Exception) and failure is not error:
+                raise failure from error
+            raise
+        finally:
+            log.removeHandler(handler)
+            with suppress(OSError):
+                handler.close()
+
+
+def _execute(
+    run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: dict[str, Any] | None
+) -> None:
+    checked = check(run.config())
+    now = time.time()
+    run.update(state="running", started=now, pid=os.getpid(), error=None, finished=None, stage="load", step=0, total=None, eta=None)
+    from paraknow.progress import silent
+    from paraknow.runs.stages import STAGES, Session
+
+    session = Session(run, checked, lambda text: (log.warning(text), run.event(warning=text)))  # type: ignore[func-returns-value]
+    _reuse(session, warm)
+    finished = list(run.status().get("stages", []))
+    for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
+        if name in skip or (name in finished and name != "load"):
+            continue
+        log.info("stage %s", name)
+        run.update(stage=name, step=0, total=None, eta=None, message="")
+        began = time.time()
+        STAGES[name](session, Reporter(run, name, show(name) if show else silent))
+        run.event(stage=name, seconds=round(time.time() - began, 2))
+        if name not in finished:
+            finished.append(name)
+        run.update(stages=finished)
+    if warm is not None:
+        warm.clear()
+        warm.update(key=_pair_key(checked), models=session.models)
+    run.update(state="done", finished=time.time(), eta=0, message="")
+
+
+def _pair_key(checked: Any) -> tuple:
+    config = checked.config
+    stamps = [
+        (f.name, f.stat().st_mtime_ns, f.stat().st_size)
+        for c in (checked.teacher, checked.student)
+        for f in sorted(c.folder.glob("*.safetensors"))
+    ]
+    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *stamps)
+
+
+def _reuse(session: Any, warm: dict[str, Any] | None) -> None:
+    """Take over the last run's models if it had the same pair, type and device; else free them."""
+    if warm and warm.get("key") == _pair_key(session.checked):
+        session.models = warm["models"]
+    elif warm:
+        from paraknow.models import release
+
+        warm.clear()
+        release()
+
+
+def _explain(error: BaseException) -> BaseException:
+    """What happened in one sentence, for errors that are not ours."""
+    if isinstance(error, ParaKnowError | KeyboardInterrupt | SystemExit):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error):
+        return RunError("no space is left on the disk of the run folder; free some and resume the run.")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return RunError("out of memory; a smaller tune.micro_batch, evaluate.batch_size or dtype needs less.")
+    return RunError(f"{type(error).__name__}: {error} (see worker.log in the run folder).")
+
+
+def _log_file(run: Run) -> logging.Handler:
+    handler = logging.FileHandler(run.path("worker.log"), encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return handler
+
+
+def quiet() -> None:
+    """Libraries' own bars and notices off: this process reports by itself. Call before they are imported."""
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def serve(root: Path, idle: float) -> None:
+    """Work through the queue until nothing has come for `idle` seconds. A second worker leaves at once."""
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / queue.WORKER_LOCK, timeout=0):
+            _serve(root, idle)
+    except Timeout:
+        print("another worker is at work here; leaving.", file=sys.stderr)
+
+
+def _serve(root: Path, idle: float) -> None:
+    warm: dict[str, Any] = {}
+    last = time.time()
+    while time.time() - last < idle:
+        run = queue.next_queued(root)
+        if run is None:
+            time.sleep(0.3)
+            continue
+        try:
+            execute(run, warm=warm)
+        except Exception as error:
+            warm.clear()
+            print(f"{run.id}: {error}", file=sys.stderr, flush=True)
+        last = time.time()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m paraknow.runs.worker")
+    parser.add_argument("--runs", type=Path, default=None)
+    parser.add_argument("--idle", type=float, default=600.0)
+    arguments = parser.parse_args()
+    quiet()
+    serve(arguments.runs or store.runs_folder(), arguments.idle)
+
+
+if __name__ == "__main__":
+    main()

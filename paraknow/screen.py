@@ -1,0 +1,110 @@
+"""What the command line shows: bars on a terminal, plain lines elsewhere, tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from paraknow import progress as progresses
+
+
+class Bars:
+    """One bar per stage on stderr. Ctrl-C calls `on_interrupt` first, so that the run ends at a step."""
+
+    def __init__(self, on_interrupt: Callable[[], None] | None = None):
+        self.console = Console(stderr=True)
+        self.on_interrupt = on_interrupt
+        self.bars = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Bars:
+        import signal
+
+        self.bars.start()
+        self.before: Any = None
+        if self.on_interrupt:
+            self.before = signal.signal(signal.SIGINT, lambda *_: self.on_interrupt and self.on_interrupt())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        import signal
+
+        self.bars.stop()
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+    def stage(self, name: str) -> progresses.Progress:
+        """The progress callback of one stage."""
+        task = self.bars.add_task(name, total=None)
+        last = [0.0]
+        began = time.time()
+
+        def report(step: int, total: int, message: str = "", **values: float) -> None:
+            loss = f" loss {values['loss']:.3f}" if "loss" in values else ""
+            self.bars.update(task, completed=step, total=total, description=f"{name} {message}{loss}"[:28])
+            if self.bars.disable and (step >= total or time.time() - last[0] > 10):
+                last[0] = time.time()
+                print(f"{name}: {step}/{total} {message}{loss} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True)
+
+        return report
+
+
+def table(rows: list[dict[str, Any]], title: str = "") -> None:
+    """Any list of flat dicts as a table."""
+    if not rows:
+        print(f"{title}: nothing to show." if title else "Nothing to show.")
+        return
+    shown = Table(title=title or None, show_edge=False)
+    for column in rows[0]:
+        shown.add_column(column)
+    for row in rows:
+        shown.add_row(*(_text(row.get(column)) for column in rows[0]))
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("[", r"\[")
+
+
+def _interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
+    if value is None:
+        return "–"
+    if bounds is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})"
+
+
+def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
+    """The rows of deltas.json as people read them, intervals beside every number."""
+    made = [
+        {
+            "suite": r["suite"],
+            "group": r["group"],
+            "model": r["model"],
+            "n": r["n"],
+            "accuracy (95 %)": _interval(r["accuracy"], r["ci"]),
+            "difference to student": _interval(r["delta"], r["delta_ci"]),
+            "gained/lost": "–" if r["gained"] is None else f"{r['gained']}/{r['lost']}",
+            "loss": f"{r['loss']:.2f}",
+            "share arrived": _interval(r["share"], r["share_ci"]),
+            "above all controls": {True: "yes", False: "no", None: "–"}[r["claim"]],
+        }
+        for r in rows
+    ]
+    table(made, title)
