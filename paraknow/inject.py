@@ -63,8 +63,8 @@ def _fill(layer: Any, adapter: str, b: torch.Tensor, a: torch.Tensor) -> None:
     slot_b, slot_a, embedding = _slots(layer, adapter)
     if embedding:  # peft keeps an embedding's ΔW transposed: (d, V) = B_emb · A_emb
         b, a = a.T, b.T
-    slot_b.copy_(b)
-    slot_a.copy_(a)
+    slot_b.zero_()[: b.shape[0], : b.shape[1]] = b
+    slot_a.zero_()[: a.shape[0], : a.shape[1]] = a
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def attached(student: Loaded, start: Start) -> Iterator[Any]:
     from peft import get_peft_model
 
     paths = {place: student.architecture.path(place[1], place[0]) for place in start.factors}
-    rank = next(iter(start.factors.values()))[0].shape[1]
+    rank = max(b.shape[1] for b, _ in start.factors.values())  # narrower factors are filled up with zeros
     flags = [(p, p.requires_grad) for p in student.model.parameters()]
     config = _lora_config(list(paths.values()), rank)
     with torch.random.fork_rng():  # peft draws a start of its own, which is overwritten

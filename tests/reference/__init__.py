@@ -1,0 +1,1 @@
+"""Literal float64 versions of the formulas, slow on purpose."""
