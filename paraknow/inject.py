@@ -167,9 +167,9 @@ def peft_start(align: Align, initialise: str) -> Factors:
 
     student = align.student
     places = [(block.student_layer, block.module) for block in align.blocks]
-    groups = {"gaussian": [p for p in places if p[1] == "embed"], initialise: [p for p in places if p[1] != "embed"]}
+    embeddings, linear = ([p for p in places if (p[1] == "embed") == wanted] for wanted in (True, False))
     factors: Factors = {}
-    for kind, members in groups.items():
+    for kind, members in (("gaussian", embeddings), (initialise, linear)):
         if not members:
             continue
         paths = {place: student.architecture.path(place[1], place[0]) for place in members}

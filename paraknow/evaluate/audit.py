@@ -40,7 +40,7 @@ def bits(
     folds: int = 5,
     seed: int = 0,
 ) -> Floats:
-    """Bits of knowledge per item: log2 C + log2 p_β(answer), β ≥ 0 cross-fitted (METHODS 4.3).
+    """Bits of knowledge per item: log2 C + log2 p_β(answer), β ≥ 0 cross-fitted.
 
     β maximises the likelihood of the answers on the other folds; the log-likelihood is concave in β, so the fit
     is exact (bisection on its slope), and β = 0 where the best slope at 0 is not positive. Upper bound: β grows

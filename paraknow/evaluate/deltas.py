@@ -99,8 +99,7 @@ def _accuracy_interval(values: np.ndarray, resamples: int, seed: int) -> list[fl
     """Wilson for one seed; with several, items and seeds are resampled."""
     if values.shape[0] == 1:
         return list(statistics.wilson(values[0]))
-    low, high = statistics.paired_bootstrap(values.astype(float), seed, resamples)
-    return [max(0.0, low), min(1.0, high)]
+    return list(statistics.paired_bootstrap(values.astype(float), seed, resamples, bounds=(0.0, 1.0)))
 
 
 def _difference(method: np.ndarray, reference: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:

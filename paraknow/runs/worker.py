@@ -98,12 +98,18 @@ def _execute(
     from paraknow.progress import silent
     from paraknow.runs.stages import STAGES, Session
 
-    session = Session(run, checked, lambda text: (log.warning(text), run.event(warning=text)))  # type: ignore[func-returns-value]
+    def warn(text: str) -> None:
+        log.warning(text)
+        run.event(warning=text)
+
+    session = Session(run, checked, warn)
     _reuse(session, warm)
     finished = list(run.status().get("stages", []))
     for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
         if name in skip or (name in finished and name != "load"):
             continue
+        if run.cancelled():  # asked for at the last step of the stage before
+            raise Cancelled(f"run {run.id} was cancelled before stage {name}.")
         log.info("stage %s", name)
         run.update(stage=name, step=0, total=None, eta=None, message="")
         began = time.time()

@@ -1,0 +1,118 @@
+"""Accuracy and differences to the student, with intervals: one line per model, numbers beside the marks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from paraknow.figures.theme import MISSING, NEUTRAL, Style, frame, plain, short, signed, styles
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column with its interval's columns, what it is called and its reference line."""
+
+    value: str
+    low: str
+    high: str
+    axis: str
+    zero: float | None = None
+
+
+ACCURACY = Measure("accuracy", "lo", "hi", "accuracy (share of items answered correctly)")
+DELTA = Measure("delta", "delta_lo", "delta_hi", "difference in accuracy to {student}", 0.0)
+SHARE = Measure("share", "share_lo", "share_hi", "share of {teacher}'s surplus bits that arrived", 0.0)
+LOSS = Measure("loss", "", "", "loss (nats per answer token; less is better)")
+
+
+def limits(table: pd.DataFrame, measure: Measure) -> tuple[float, float]:
+    """One range for all panels that are compared."""
+    if measure.value == "accuracy":
+        return -0.02, 1.02
+    columns = [c for c in (measure.value, measure.low, measure.high) if c]
+    values = table[columns].to_numpy(float)
+    values = values[values == values]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (-1.0, 1.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    pad = 0.05 * (high - low) or 0.05
+    return low - pad, high + pad
+
+
+def panel(
+    table: pd.DataFrame,
+    measure: Measure,
+    title: str,
+    names: dict[str, str],
+    span: tuple[float, float],
+    kinds: dict[str, str] | None = None,
+) -> go.Figure:
+    """One suite and group: a line per model from top to bottom in table order, controls last.
+
+    `names` holds the titles of teacher and student; `kinds` the parts of all models of the run, so that a
+    model keeps its colour in every panel.
+    """
+    table = table[table.model != "student"] if measure.zero is not None else table
+    order = sorted(range(len(table)), key=lambda i: (table.kind.iloc[i] == "control", i))
+    table = table.iloc[order]
+    drawn = styles(kinds or dict(zip(table.model, table.kind, strict=True)))
+    figure = go.Figure()
+    labels = []
+    for line in table.itertuples():
+        labels.append(plain(short(line.title)))
+        _mark(figure, line, measure, labels[-1], drawn[line.model])
+    if measure.zero is not None:
+        figure.add_vline(x=measure.zero, line={"color": NEUTRAL, "width": 1.5, "dash": "dot"})
+    axis = measure.axis.format(**{k: plain(short(v, 24)) for k, v in names.items()})
+    figure.update_xaxes(title=axis, range=list(span), zeroline=False, showgrid=True)
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=labels[::-1], range=[-0.6, len(labels) - 0.4], automargin=True, showgrid=False
+    )
+    n = table.n.max() if len(table) else None
+    count = f"<br><sup>n = {int(n)} items; bars: 95 % intervals</sup>" if n == n and n is not None else ""
+    figure.update_layout(showlegend=False, dragmode=False)
+    return frame(figure, plain(title) + count, 112 + 30 * max(1, len(labels)), r=118)
+
+
+def _mark(figure: go.Figure, line: object, measure: Measure, label: str, style: Style) -> None:
+    value = getattr(line, measure.value)
+    low, high = (getattr(line, c) if c else float("nan") for c in (measure.low, measure.high))
+    text = _numbers(value, low, high, measure)
+    figure.add_annotation(x=1.01, xref="paper", xanchor="left", y=label, text=text, showarrow=False, font={"size": 11.5})
+    known = value == value
+    figure.add_trace(
+        go.Scatter(
+            x=[value] if known else [None],
+            y=[label],
+            mode="markers",
+            marker={"color": style.color, "symbol": style.symbol, "size": 11, "line": {"width": 2, "color": style.color}},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - value if known and high == high else 0],
+                "arrayminus": [value - low if known and low == low else 0],
+                "color": style.color,
+                "thickness": 2,
+                "width": 4,
+            },
+            hovertemplate=f"<b>{label}</b><br>{text}<extra></extra>",
+        )
+    )
+
+
+def _numbers(value: float, low: float, high: float, measure: Measure) -> str:
+    if value != value:
+        return MISSING
+    show = signed if measure.zero is not None else (lambda v: f"{v:.2f}")
+    return show(value) if low != low else f"{show(value)} [{show(low)}, {show(high)}]"
+
+
+def describe(table: pd.DataFrame, measure: Measure, title: str) -> str:
+    """The panel in words, for screen readers."""
+    parts = []
+    for line in table.itertuples():
+        value = getattr(line, measure.value)
+        low, high = (getattr(line, c) if c else float("nan") for c in (measure.low, measure.high))
+        parts.append(f"{line.title} {_numbers(value, low, high, measure)}")
+    return f"{title}, {measure.value}: " + "; ".join(parts) + "."

@@ -1,0 +1,163 @@
+"""Sensitivity as heat maps: layer × module (cells can be clicked) and one matrix (a block drawn on it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from paraknow.figures.theme import BLOCK, SENSITIVITY, frame, plain, short
+
+MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+CLIP = (1.0, 99.0)  # percentiles of the positive values
+UNITS = {
+    "mean": "mean |w · ∇| per weight (nats)",
+    "sum": "summed |w · ∇| (nats)",
+    "max": "largest |w · ∇| of a weight (nats)",
+    "share": "share of the model's summed |w · ∇|",
+}
+SELECTION = "cell"
+
+
+def clip_range(values: np.ndarray, percentiles: tuple[float, float] = CLIP) -> tuple[float, float] | None:
+    """The values between which colours change, from the positive ones; None where there is none."""
+    values = np.asarray(values, float).ravel()
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return None
+    low, high = (float(x) for x in np.percentile(values, percentiles))
+    return (low, high) if high > low else (low / 2, low * 2)
+
+
+def layer_map(table: pd.DataFrame, value: str, span: tuple[float, float], model: str, chosen: tuple[int, str] | None) -> alt.Chart:
+    """One model's layer × module map; columns layer, module and `value`. Clicking selects a whole cell."""
+    table = table[table.module.isin(MODULES)].assign(clipped=lambda t: t[value].clip(*span))
+    picked = alt.selection_point(name=SELECTION, fields=["layer", "module"], on="click", empty=False, clear=False)
+    mark = alt.datum.layer == -99
+    if chosen:
+        mark = (alt.datum.layer == chosen[0]) & (alt.datum.module == chosen[1])
+    layers = int(table.layer.nunique())
+    return (
+        alt.Chart(table)
+        .mark_rect(cursor="pointer")
+        .encode(
+            x=alt.X("module:N", sort=list(MODULES), title="matrix", axis=alt.Axis(labelAngle=0, orient="bottom")),
+            y=alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending"),
+            color=alt.Color(
+                "clipped:Q",
+                title=None,
+                scale=alt.Scale(type="log", domain=list(span), clamp=True, scheme=SENSITIVITY),
+                legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=260, format=".1~e", tickCount=3),
+            ),
+            stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
+            strokeWidth=alt.value(3),
+            tooltip=[
+                alt.Tooltip("layer:O", title="layer"),
+                alt.Tooltip("module:N", title="matrix"),
+                alt.Tooltip(f"{value}:Q", title=UNITS[value], format=".4g"),
+                alt.Tooltip("share:Q", title="share", format=".1%"),
+            ],
+        )
+        .add_params(picked)
+        .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=max(180, 38 * layers))
+        .configure_view(strokeWidth=0)
+    )
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows and columns of a matrix that are drawn, ends excluded."""
+
+    row: int
+    row_end: int
+    col: int
+    col_end: int
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A block drawn on a matrix."""
+
+    row: int
+    col: int
+    rows: int
+    cols: int
+
+
+def region_of(box: dict, shape: Sequence[int]) -> Region | None:
+    """The region a box selection covers, at least two cells a side; None for a damaged one."""
+    try:
+        (x0, x1), (y0, y1) = sorted(map(float, box["x"])), sorted(map(float, box["y"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    row, row_end = _side(y0, y1, shape[0])
+    col, col_end = _side(x0, x1, shape[1])
+    return Region(row, row_end, col, col_end)
+
+
+def _side(low: float, high: float, length: int) -> tuple[int, int]:
+    start = max(0, min(length - 2, int(np.floor(low))))
+    return start, max(start + 2, min(length, int(np.ceil(high))))
+
+
+def matrix_map(
+    values: np.ndarray,
+    shape: Sequence[int],
+    title: str,
+    block: Rectangle | None = None,
+    region: Region | None = None,
+    span: tuple[float, float] | None = None,
+) -> go.Figure:
+    """A pooled matrix on its own row and column numbers; log colours between `span`.
+
+    `values` covers the whole matrix of `shape` (out, in) on a grid that may be coarser; `region` cuts it.
+    """
+    region = region or Region(0, shape[0], 0, shape[1])
+    steps = (shape[0] / values.shape[0], shape[1] / values.shape[1])
+    first, last = int(region.row // steps[0]), int(np.ceil(region.row_end / steps[0]))
+    left, right = int(region.col // steps[1]), int(np.ceil(region.col_end / steps[1]))
+    cut = np.asarray(values[first:last, left:right], np.float32)
+    low, high = span or clip_range(values) or (0.5, 1.0)
+    with np.errstate(divide="ignore"):
+        z = np.log10(np.clip(cut, low, high)).astype(np.float32)
+    exponents = np.linspace(np.log10(low), np.log10(high), 4)
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            customdata=cut,
+            x0=(left + 0.5) * steps[1],
+            dx=steps[1],
+            y0=(first + 0.5) * steps[0],
+            dy=steps[0],
+            zmin=float(np.log10(low)),
+            zmax=float(np.log10(high)),
+            colorscale="Cividis",
+            colorbar={
+                "title": {"text": "|w · ∇|", "side": "top"},
+                "tickvals": exponents.tolist(),
+                "ticktext": [f"{10**e:.1e}" for e in exponents],
+                "thickness": 14,
+                "len": 0.9,
+            },
+            hovertemplate="row %{y:.0f}, column %{x:.0f}<br>|w · ∇| = %{customdata:.3g}<extra></extra>",
+        )
+    )
+    # A heat map alone gives no event: the box is reported once the figure can be selected on.
+    figure.update_layout(dragmode="select", newselection={"line": {"color": BLOCK, "width": 2}})
+    if block:
+        figure.add_shape(
+            type="rect",
+            x0=block.col,
+            x1=block.col + block.cols,
+            y0=block.row,
+            y1=block.row + block.rows,
+            line={"color": BLOCK, "width": 3},
+            label={"text": "chosen block", "textposition": "top left", "font": {"color": BLOCK, "size": 13}},
+        )
+    figure.update_xaxes(title="column (input)", range=[left * steps[1], right * steps[1]], showgrid=False, zeroline=False, constrain="domain")
+    figure.update_yaxes(title="row (output)", range=[last * steps[0], first * steps[0]], showgrid=False, zeroline=False)
+    return frame(figure, plain(title), 540, t=44)

@@ -1,0 +1,52 @@
+"""Scores of the teacher's layers, which were chosen, and which of the student's layers they feed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from paraknow.figures.theme import NEUTRAL, frame, plain, short
+
+CHOSEN = "#2F7FC1"
+
+
+def seed_spread(sensitivity: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
+    """Per layer the sum over seeds and its standard error, √n · s of the seeds' own sums (columns layer, se, n)."""
+    own = sensitivity[(sensitivity.model == model) & (sensitivity.task == task) & (sensitivity.seed >= 0)]
+    per_seed = own.groupby(["layer", "seed"])["sum"].sum().unstack("seed")
+    n = per_seed.shape[1]
+    error = per_seed.std(axis=1, ddof=1) * np.sqrt(n) if n > 1 else pd.Series(np.nan, per_seed.index)
+    return pd.DataFrame({"layer": per_seed.index, "se": error.to_numpy(), "n": n})
+
+
+def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str) -> go.Figure:
+    """Bars per teacher layer; filled where chosen, with the student's layer written on the bar.
+
+    `table` is one task's part of locate/layers.parquet; `spread` comes from `seed_spread`.
+    """
+    table = table.merge(spread, on="layer", how="left").sort_values("layer")
+    feeds = table.student_layer
+    figure = go.Figure(
+        go.Bar(
+            y=table.layer.tolist(),
+            x=table.score.tolist(),
+            orientation="h",
+            marker={
+                "color": [CHOSEN if c else "rgba(124,135,148,0.25)" for c in table.chosen],
+                "line": {"color": [CHOSEN if c else NEUTRAL for c in table.chosen], "width": 1},
+            },
+            error_x={"type": "data", "array": (1.96 * table.se).fillna(0).tolist(), "thickness": 1.5, "width": 4, "color": NEUTRAL},
+            text=["" if pd.isna(s) else f"feeds layer {int(s)}" for s in feeds],
+            textposition="inside",
+            insidetextanchor="start",
+            textfont={"color": "#FFFFFF"},
+            hovertemplate="layer %{y}: %{x:.4g}<br>%{text}<extra></extra>",
+        )
+    )
+    n = int(table.n.max()) if len(table) and table.n.notna().any() else 0
+    figure.update_xaxes(title="summed |w · ∇| (nats)")
+    figure.update_yaxes(title=f"layer of {plain(short(teacher, 24))}", autorange="reversed", dtick=1 if len(table) < 20 else None)
+    figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
+    title = f"Sensitivity of {plain(short(teacher))}'s layers and where they go in {plain(short(student))}"
+    return frame(figure, f"{title}<br><sup>n = {n} seed examples; bars: ± 1.96 standard errors over them</sup>", 130 + 34 * len(table))

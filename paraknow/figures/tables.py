@@ -1,0 +1,79 @@
+"""From the rows of evaluate/deltas.json to frames that figures and pages read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+GROUPS = {
+    "known": "facts both models know",
+    "shown": "facts in the fine-tuning set",
+    "never_shown": "facts nobody showed the student",
+    "all": "all items",
+}
+_PAIRS = {"ci": ("lo", "hi"), "delta_ci": ("delta_lo", "delta_hi"), "share_ci": ("share_lo", "share_hi")}
+_NUMBERS = "n accuracy delta p_mcnemar p_holm gained lost loss bits share".split()
+
+
+def kinds(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Every model's part in the comparison: teacher, student, examined, baseline or control, in table order."""
+    controls = {entry["control"] for row in rows for entry in row.get("against") or ()}
+    labels = dict.fromkeys(row["model"] for row in rows)
+    made: dict[str, str] = {}
+    for label in labels:
+        if label in ("teacher", "student"):
+            made[label] = label
+        elif label in controls or "+" in label:
+            made[label] = "control"
+        else:
+            made[label] = "baseline" if "examined" in made.values() else "examined"
+    return made
+
+
+def deltas_frame(rows: Sequence[dict[str, Any]], titles: dict[str, str] | None = None) -> pd.DataFrame:
+    """One line per model, suite and group with intervals as two columns each; what a row lacks is missing.
+
+    `titles` gives models their names in figures (column `title`); controls are marked as such.
+    """
+    parts = kinds(rows)
+    lines = []
+    for row in rows:
+        kind = parts[row["model"]]
+        line: dict[str, Any] = {k: row.get(k) for k in ("suite", "group", "model")}
+        title = (titles or {}).get(row["model"], row["model"])
+        line |= {"kind": kind, "title": f"{title} (control)" if kind == "control" else title}
+        line |= {name: row.get(name) for name in _NUMBERS}
+        for source, names in _PAIRS.items():
+            line |= dict(zip(names, row.get(source) or (None, None), strict=True))
+        line |= {"seeds": row.get("seeds", 1), "claim": row.get("claim"), "share_missing": row.get("share_missing")}
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    numeric = [*_NUMBERS, *(name for pair in _PAIRS.values() for name in pair)]
+    if len(frame):
+        frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce")
+    return frame
+
+
+def panel_title(suite: str, group: str) -> str:
+    """What a suite's group is, for a chart's heading."""
+    return suite if group == "all" else f"{suite}: {GROUPS.get(group, group)}"
+
+
+def flips(items: pd.DataFrame, model: str, reference: str) -> pd.DataFrame:
+    """Items that `model` answers better (gained) or worse (lost) than `reference`; over seeds, on average.
+
+    Columns: task, group, doc_id, change (gained or lost), prompt, target, correct_model, correct_reference
+    (shares of seeds).
+    """
+    keys = ["task", "group", "doc_id"]
+    share = {
+        name: items[items.model == label].groupby(keys, sort=False).correct.mean()
+        for name, label in (("correct_model", model), ("correct_reference", reference))
+    }
+    both = pd.concat(share, axis=1).dropna().reset_index()
+    both = both[both.correct_model != both.correct_reference]
+    both["change"] = (both.correct_model > both.correct_reference).map({True: "gained", False: "lost"})
+    texts = items[items.model == model].drop_duplicates(keys)[[*keys, "prompt", "target"]]
+    return both.merge(texts, on=keys, how="left").sort_values(["change", *keys], ignore_index=True)

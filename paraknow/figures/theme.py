@@ -1,0 +1,86 @@
+"""Colours, markers and names that all figures share."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+LIGHT, DARK = "#FFFFFF", "#10151C"  # page backgrounds, as in .streamlit/config.toml
+NEUTRAL = "#7C8794"
+BLOCK = "#E8590C"  # outline of a chosen block: apart from both ends of Cividis
+SENSITIVITY = "cividis"
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one model is drawn: colour, Plotly marker, line dash."""
+
+    color: str
+    symbol: str
+    dash: str = "solid"
+
+
+TEACHER = Style("#C96F00", "star")
+STUDENT = Style("#2F7FC1", "circle-open")
+EXAMINED = Style("#C2508F", "diamond")
+BASELINES = (
+    Style("#0E8F72", "circle", "dash"),
+    Style("#8A6FD1", "triangle-up", "dashdot"),
+    Style("#8A7A00", "pentagon", "longdash"),
+    Style("#D2553C", "hexagon", "longdashdot"),
+)
+CONTROLS = (
+    Style("#7C8794", "square-open", "dot"),
+    Style("#5B8DB8", "x-thin-open", "dot"),
+    Style("#9A7B4F", "triangle-down-open", "dot"),
+    Style("#7B86A0", "cross-open", "dot"),
+)
+
+
+def styles(kinds: dict[str, str]) -> dict[str, Style]:
+    """A style per model label; `kinds` maps labels to teacher, student, examined, baseline or control."""
+    fixed = {"teacher": TEACHER, "student": STUDENT, "examined": EXAMINED}
+    counts = {"baseline": 0, "control": 0}
+    made = {}
+    for label, kind in kinds.items():
+        if kind in fixed:
+            made[label] = fixed[kind]
+            continue
+        palette = BASELINES if kind == "baseline" else CONTROLS
+        made[label] = palette[counts[kind] % len(palette)]
+        counts[kind] += 1
+    return made
+
+
+def plain(text: object) -> str:
+    """Text for a Plotly label: what users typed must not be read as markup or as a formula."""
+    return html.escape(re.sub(r"[\x00-\x1f]", " ", str(text)), quote=False).replace("$", "&#36;")
+
+
+def short(text: object, length: int = 34) -> str:
+    """At most `length` characters, the rest as an ellipsis."""
+    shown = str(text)
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign and a real minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def frame(figure: go.Figure, title: str, height: int, **margins: int) -> go.Figure:
+    """Title, margins and type sizes of every Plotly figure; colours of text come from the page's theme."""
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "y": 0.98, "yanchor": "top"},
+        height=height,
+        margin={"l": 10, "r": 10, "t": 56, "b": 46, **margins},
+        font={"size": 13},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"align": "left"},
+    )
+    return figure

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from paraknow import config
+from paraknow.errors import Cancelled, InputError
+from paraknow.runs import queue, store, worker
+from paraknow.runs.store import Run
+from tests.test_bad_input import QUICK
+
+
+def quick(**changes) -> config.RunConfig:
+    return config.parse({**QUICK, **changes})
+
+
+def wait_for(run: Run, states: tuple[str, ...], seconds: float = 120) -> str:
+    until = time.time() + seconds
+    while time.time() < until:
+        if (state := run.status()["state"]) in states:
+            return state
+        time.sleep(0.2)
+    raise AssertionError(f"still {run.status()} after {seconds} s")
+
+
+def test_a_run_leaves_the_documented_folder(runs):
+    run = store.create(quick(seeds=[0, 1], baselines=["gaussian"]))
+    worker.execute(run)
+    status = run.status()
+    assert status["state"] == "done" and status["stages"] == list(worker.STAGE_NAMES)
+    names = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "status.json", "events.jsonl", "environment.json", "worker.log", "evaluate/deltas.json"}
+    expected |= {f"locate/{n}.parquet" for n in ("sensitivity", "layers", "blocks")} | {"evaluate/items.parquet"}
+    expected |= {f"adapters/{m}/{s}/adapter_model.safetensors" for m in ("seeking", "gaussian", "zero") for s in (0, 1)}
+    assert expected <= names
+    columns = {
+        "locate/sensitivity": "task model seed layer module sum mean max share",
+        "locate/layers": "task model layer by score chosen student_layer",
+        "locate/blocks": "module teacher_layer student_layer row col rows cols share",
+        "evaluate/items": "task group doc_id doc_hash model seed prompt target answer correct logprob candidates candidate_logprobs",
+    }
+    for table, wanted in columns.items():
+        assert set(wanted.split()) <= set(pd.read_parquet(run.path(f"{table}.parquet")).columns)
+    sensitivity = pd.read_parquet(run.path("locate/sensitivity.parquet"))
+    assert set(sensitivity.model) == {"teacher", "student"} and set(sensitivity.seed) == {-1, 0, 1}
+    rows = json.loads(run.path("evaluate/deltas.json").read_text())["rows"]
+    assert {r["model"] for r in rows} == {"teacher", "student", "seeking", "gaussian", "zero"}
+    environment = json.loads(run.path("environment.json").read_text())
+    assert environment["schema_version"] == 1 and len(environment["models"]["teacher"]["sha256"]) == 64
+    differences = json.loads(run.path("adapters/reload.json").read_text())["largest_difference"]
+    assert len(differences) == 6 and max(differences.values()) <= 1e-4
+
+
+def test_the_same_seed_gives_the_same_numbers(runs):
+    made = [store.create(quick()) for _ in range(2)]
+    for run in made:
+        worker.execute(run)
+    first, second = (json.loads(r.path("evaluate/deltas.json").read_text())["rows"] for r in made)
+    assert first == second
+
+
+@pytest.mark.parametrize("stage", ["locate", "tune", "evaluate"])
+def test_cancel_and_resume(runs, stage):
+    config_ = quick(baselines=["gaussian"])
+    run, whole = store.create(config_), store.create(config_)
+    worker.execute(whole)
+
+    def show(name):
+        def report(step: int, total: int, message: str = "", **_: float) -> None:
+            if name == stage and step > total / 2:
+                run.cancel()
+
+        return report
+
+    with pytest.raises(Cancelled):
+        worker.execute(run, show=show)
+    assert run.status()["state"] == "cancelled" and run.status()["stage"] == stage
+    worker.execute(run)
+    assert run.status()["state"] == "done"
+    unbroken, resumed = (json.loads(r.path("evaluate/deltas.json").read_text())["rows"] for r in (whole, run))
+    assert unbroken == resumed
+
+
+def test_until_stops_early_and_goes_on_later(runs):
+    run = store.create(quick())
+    worker.execute(run, until="locate")
+    assert run.status()["stages"] == ["load", "locate"] and not run.path("align").exists()
+    worker.execute(run)
+    assert run.path("evaluate/deltas.json").is_file()
+
+
+def test_bad_configs_are_not_queued(runs):
+    with pytest.raises(InputError):
+        queue.submit(quick(task="nothing"))
+    assert not runs.exists()
+
+
+def test_the_queue_in_a_process_of_its_own(runs):
+    first, second = queue.submit(quick()), queue.submit(quick(seed=1))
+    try:
+        assert wait_for(first, ("done", "failed")) == "done" and wait_for(second, ("done", "failed")) == "done"
+        assert queue.worker_alive()
+        assert first.status()["finished"] <= second.status()["started"] + 1
+        late = subprocess.run(
+            [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(runs)], capture_output=True, text=True, timeout=60
+        )
+        assert "another worker" in late.stderr
+        doomed = queue.submit(quick(tune={"epochs": 5000, "max_length": 64}))
+        until = time.time() + 60
+        while doomed.status().get("stage") != "tune" and time.time() < until:
+            time.sleep(0.1)
+        psutil.Process(doomed.status()["pid"]).kill()
+        assert wait_for(doomed, ("lost",), 15) == "lost"
+        assert not queue.worker_alive()
+    finally:
+        for run in store.all_runs():
+            pid = run.status().get("pid")
+            if not run.recorded and pid and psutil.pid_exists(pid) and run.folder.parent == runs:
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE and "paraknow.runs.worker" in process.cmdline():
+                    process.kill()

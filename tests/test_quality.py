@@ -1,0 +1,74 @@
+"""Rules of the house that a machine can hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TORCH_FREE = (
+    "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data paraknow.files "
+    "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
+    "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
+).split()
+
+
+def sources() -> list[Path]:
+    return [p for folder in ("paraknow", "pages", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")]
+
+
+def test_files_stay_short():
+    long = {str(p.relative_to(ROOT)): n for p in sources() if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_imports_without_torch(module):
+    names = "('torch', 'transformers', 'streamlit', 'lm_eval', 'peft')"
+    code = f"import sys, {module}; from paraknow import methods; methods.catalogue(); print([n for n in {names} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_library_does_not_know_streamlit_and_pickles_nothing():
+    for path in (ROOT / "paraknow").rglob("*.py"):
+        text = path.read_text()
+        for word in ("import streamlit", "import pickle", "torch.load(", "trust_remote_code=True"):
+            assert word not in text, f"{path.name}: {word}"
+
+
+def test_every_method_file_has_one_method():
+    import importlib
+    import pkgutil
+
+    from paraknow import methods
+
+    names = [m.name for m in pkgutil.iter_modules(methods.__path__) if m.name != "base"]
+    assert all(importlib.import_module(f"paraknow.methods.{n}").METHOD.name == n for n in names)
+
+
+def test_the_wheel_runs_outside_the_clone(tmp_path):
+    """assets, pages and app.py travel as package data."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    wheel = next(wheels.glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import paraknow; from paraknow import resources, checkpoints\n"
+        f"assert paraknow.__file__.startswith({str(site)!r})\n"
+        "assert (resources.root() / 'app.py').is_file() and list((resources.root() / 'pages').glob('*.py'))\n"
+        "assert (resources.root() / '.streamlit' / 'config.toml').is_file()\n"
+        "print(checkpoints.find('demo:teacher').parameters)\n"
+        "from paraknow import checks\n"
+        "from paraknow.demo.story import demo_config\n"
+        "print(len(checks.check(demo_config()).candidates))\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "6"
