@@ -79,7 +79,9 @@ def _download(spec: str) -> Path:
     repository, _, revision = spec.partition("@")
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns, local_files_only=True))
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=patterns, local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         pass  # not downloaded yet
     try:
@@ -93,9 +95,13 @@ def _download(spec: str) -> Path:
     except GatedRepoError:
         raise InputError(f"model {spec!r} is gated: accept its licence on the hub and set HF_TOKEN.") from None
     except RepositoryNotFoundError:
-        raise InputError(f"model {spec!r}: no such folder here and no such repository on the hub (or HF_TOKEN is missing).") from None
+        raise InputError(
+            f"model {spec!r}: no such folder here and no such repository on the hub (or HF_TOKEN is missing)."
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"model {spec!r}: no such folder here, and the hub cannot be reached ({type(error).__name__}).") from None
+        raise InputError(
+            f"model {spec!r}: no such folder here, and the hub cannot be reached ({type(error).__name__})."
+        ) from None
 
 
 def _need_disk(spec: str, need: int) -> None:
@@ -108,7 +114,9 @@ def _need_disk(spec: str, need: int) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
     if need > free:
-        raise InputError(f"model {spec!r} needs {need / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free in {cache}.")
+        raise InputError(
+            f"model {spec!r} needs {need / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free in {cache}."
+        )
     print(f"Downloading {spec}: {need / 2**30:.1f} GiB into {cache}.", file=sys.stderr)
 
 

@@ -55,7 +55,9 @@ def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunCo
 
 def _check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
     if not (teacher.folder / "clone_map.safetensors").is_file() or not student.spec.startswith("demo:"):
-        raise InputError("method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student.")
+        raise InputError(
+            "method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student."
+        )
 
 
 def free_bytes(device: str) -> tuple[str, int]:
@@ -91,5 +93,6 @@ def _check_memory(config: RunConfig, memory: dict[str, int]) -> None:
     if need > free:
         hint = "bfloat16 halves the weights" if config.dtype == "float32" else "a smaller tune.micro_batch needs less"
         raise ResourceError(
-            f"memory: the {stage} stage needs about {need / 2**30:.1f} GiB on {device}, {free / 2**30:.1f} GiB are free ({hint})."
+            f"memory: the {stage} stage needs about {need / 2**30:.1f} GiB on {device}, "
+            f"{free / 2**30:.1f} GiB are free ({hint})."
         )

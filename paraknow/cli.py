@@ -167,7 +167,12 @@ def demo(context: typer.Context, seed: int = 0, as_json: Json = False) -> None:
                 "run": made[0].id,
                 "folder": str(made[0].folder),
                 "rows": rows,
-                "calibration": {"run": made[1].id, "folder": str(made[1].folder), "rows": calibration, "passed": passed},
+                "calibration": {
+                    "run": made[1].id,
+                    "folder": str(made[1].folder),
+                    "rows": calibration,
+                    "passed": passed,
+                },
                 "reading": sentences,
             }
         )
@@ -290,7 +295,10 @@ def export_command(
     label = model or config.method.name
     folder = run.path("adapters", label, str(config.run_seeds[0] if seed is None else seed))
     if not folder.is_dir():
-        known = sorted(str(p.parent.relative_to(run.path("adapters"))) for p in run.path("adapters").glob("*/*/adapter_config.json"))
+        known = sorted(
+            str(p.parent.relative_to(run.path("adapters")))
+            for p in run.path("adapters").glob("*/*/adapter_config.json")
+        )
         raise InputError(f"run {run.id} has no adapter {label!r}; it has {', '.join(known) or 'none'}.")
     if merged.exists():
         raise InputError(f"{merged} exists already; name a new folder.")
@@ -314,7 +322,9 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def models(spec: Annotated[list[str] | None, typer.Argument(help="Models to look at.")] = None, as_json: Json = False) -> None:
+def models(
+    spec: Annotated[list[str] | None, typer.Argument(help="Models to look at.")] = None, as_json: Json = False
+) -> None:
     """Facts about models, read from their headers: the demo models by default."""
     from paraknow import checkpoints, resources
 
@@ -386,7 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # usage errors know how to show themselves
-            shown = getattr(error, "format_message", lambda: str(error))()
+            shown = error.format_message() if hasattr(error, "format_message") else str(error)
             _note(f"paraknow: {shown}")
             code = getattr(error, "exit_code", 2)
         else:

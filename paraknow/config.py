@@ -55,7 +55,9 @@ class Locate(Part):
     modules: tuple[Module, ...] | None = Field(
         None, description="Leave matrices out by naming the ones to keep; all seven projections by default."
     )
-    max_length: int = Field(512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left.")
+    max_length: int = Field(
+        512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
+    )
 
     def selected(self) -> tuple[str, ...]:
         """The module names that origins and modules leave in."""
@@ -95,13 +97,17 @@ class Tune(Part):
     learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW's peak rate. Seeking: 3e-4.")
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of steps with a rising rate. Seeking: 3 %.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")
-    max_length: int = Field(512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left.")
+    max_length: int = Field(
+        512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
+    )
 
 
 class Evaluate(Part):
     """What every model of the run is measured on."""
 
-    suites: tuple[str, ...] | None = Field(None, description="Tasks whose test split is used; the run's own by default.")
+    suites: tuple[str, ...] | None = Field(
+        None, description="Tasks whose test split is used; the run's own by default."
+    )
     limit: int | None = Field(None, ge=1, description="At most so many test items per suite and group.")
     batch_size: int = Field(128, ge=1, le=65536, description="Requests per forward pass.")
     resamples: int = Field(2000, ge=200, le=100000, description="Bootstrap resamples for paired intervals.")

@@ -157,7 +157,9 @@ def read_jsonl(path: Path) -> list[Example]:
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{where}: not valid JSON ({error.msg}); one object per line is accepted.") from None
+                    raise InputError(
+                        f"{where}: not valid JSON ({error.msg}); one object per line is accepted."
+                    ) from None
                 examples.append(parse_record(record, where, number - 1))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
@@ -219,7 +221,9 @@ def _load_hub(name: str, seed: int) -> Task:
     try:
         splits = load_dataset(repository, revision=revision or None)
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
-        raise InputError(f"task {name!r}: the dataset could not be loaded ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"task {name!r}: the dataset could not be loaded ({type(error).__name__}: {error})."
+        ) from error
     names = {"train": "train", "align": "validation", "test": "test"}
     parts = {
         ours: [parse_record(dict(r), f"{name}, {theirs} record {i}", i) for i, r in enumerate(splits[theirs])]

@@ -13,7 +13,9 @@ from paraknow import checks, resources
 
 def examine() -> list[dict[str, Any]]:
     """One row per check: name, ok, what was found."""
-    rows = [{"check": "python", "ok": platform.python_version_tuple() >= ("3", "11"), "found": platform.python_version()}]
+    rows = [
+        {"check": "python", "ok": platform.python_version_tuple() >= ("3", "11"), "found": platform.python_version()}
+    ]
     for package in ("torch", "transformers", "peft", "lm_eval", "datasets", "streamlit", "plotly"):
         try:
             rows.append({"check": package, "ok": True, "found": version(package)})
@@ -21,7 +23,9 @@ def examine() -> list[dict[str, Any]]:
             rows.append({"check": package, "ok": False, "found": "not installed"})
     device, free = checks.free_bytes("auto")
     rows.append({"check": "device", "ok": True, "found": f"{device}, {free / 2**30:.1f} GiB free"})
-    rows.append({"check": "disk", "ok": True, "found": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here"})
+    rows.append(
+        {"check": "disk", "ok": True, "found": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here"}
+    )
     for name in resources.DEMO_MODELS:
         there = (resources.demo_model(name) / "model.safetensors").is_file()
         rows.append({"check": f"demo:{name}", "ok": there, "found": "there" if there else "missing"})

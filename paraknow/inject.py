@@ -192,7 +192,9 @@ def probe_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids[None].to(device), use_cache=False).logits[0].float().cpu()
 
 
-def reload_check(student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.Tensor], work: Path) -> dict[str, float]:
+def reload_check(
+    student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.Tensor], work: Path
+) -> dict[str, float]:
     """Load each exported adapter on the plain student in a fresh process and compare logits.
 
     `expected` maps an adapter folder to the logits (tokens, V) it gave in memory on the prompt `ids`. Returns
@@ -219,7 +221,9 @@ def reload_check(student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.
     limit = TOLERANCE[student.model.dtype]
     for folder, difference in differences.items():
         if not difference <= limit:
-            raise RunError(f"reload check: adapter {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e}).")
+            raise RunError(
+                f"reload check: adapter {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e})."
+            )
     return differences
 
 

@@ -58,7 +58,7 @@ def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -
     checkpoint = spec if isinstance(spec, Checkpoint) else find(spec)
     target = pick_device(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
@@ -77,7 +77,9 @@ def _check_shapes(loaded: Loaded) -> None:
     for module in a.matrices:
         found = tuple(loaded.weight(module, 0).shape)
         if found != a.shape(module):
-            raise RunError(f"model {loaded.checkpoint.spec!r}: {module} has shape {found}, config.json says {a.shape(module)}.")
+            raise RunError(
+                f"model {loaded.checkpoint.spec!r}: {module} has shape {found}, config.json says {a.shape(module)}."
+            )
 
 
 @torch.no_grad()

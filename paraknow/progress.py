@@ -14,3 +14,16 @@ class Progress(Protocol):
 
 def silent(step: int, total: int, message: str = "", **values: float) -> None:
     """Progress for a caller who does not want any."""
+
+
+def part(progress: Progress, before: int, whole: int, title: str = "", scale: int | None = None) -> Progress:
+    """Progress of one part of a longer job: its steps are counted on from `before`, out of the job's `whole`.
+
+    With `scale`, the part counts for that many steps however many it takes itself.
+    """
+
+    def report(step: int, total: int, message: str = "", **values: float) -> None:
+        done = step if scale is None else round(scale * step / max(1, total))
+        progress(before + done, whole, title or message, **values)
+
+    return report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> None:
     tensors = load_file(probe)
     differences = []
     for index, adapter in enumerate(adapters):
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True)
         loaded = PeftModel.from_pretrained(model.to(device), adapter).eval()
         with torch.no_grad():
             logits = loaded(input_ids=tensors["ids"][None].to(device)).logits[0].float().cpu()

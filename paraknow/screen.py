@@ -40,7 +40,9 @@ class Bars:
             self.before = signal.signal(signal.SIGINT, lambda *_: self.on_interrupt and self.on_interrupt())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         import signal
 
         self.bars.stop()
@@ -58,7 +60,9 @@ class Bars:
             self.bars.update(task, completed=step, total=total, description=f"{name} {message}{loss}"[:28])
             if self.bars.disable and (step >= total or time.time() - last[0] > 10):
                 last[0] = time.time()
-                print(f"{name}: {step}/{total} {message}{loss} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True)
+                print(
+                    f"{name}: {step}/{total} {message}{loss} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True
+                )
 
         return report
 

@@ -72,7 +72,9 @@ def _backward(model: Any, batch: Sequence[Encoded], micro: int, pad: int, device
     for first in range(0, len(batch), micro):
         ids, mask, labels = (torch.tensor(x, device=device) for x in padded(batch[first : first + micro], pad))
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
+        loss = (
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
+        )
         loss.backward()
         total += loss.detach()
     return total

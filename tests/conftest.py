@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a fault, not a wait
-from paraknow.runs.worker import quiet
-
-quiet()
+os.environ["TQDM_DISABLE"] = "1"  # read once, when tqdm is imported
 
 import pytest
 import torch

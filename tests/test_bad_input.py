@@ -94,7 +94,9 @@ def change_config(folder: Path, **values) -> None:
 def test_unsupported_family_and_quantised(refused, tmp_path):
     folder = copy_of("teacher", tmp_path / "m")
     change_config(folder, model_type="mamba")
-    assert "family 'mamba' is not supported; supported are Llama, Mistral, Qwen2, Qwen3, Gemma" in refused(**pair(folder))
+    assert "family 'mamba' is not supported; supported are Llama, Mistral, Qwen2, Qwen3, Gemma" in refused(
+        **pair(folder)
+    )
     change_config(folder, model_type="llama", quantization_config={"quant_method": "gptq"})
     assert "quantised checkpoints (gptq)" in refused(**pair(folder))
 
@@ -104,15 +106,22 @@ def test_teacher_smaller_in_one_matrix(refused, checkpoint):
     teacher = checkpoint("llama", hidden_size=64, intermediate_size=40, **sizes)
     student = checkpoint("llama", hidden_size=32, intermediate_size=48, **sizes)
     sentence = refused(**pair(teacher, student))
-    assert "teacher's gate matrix (40, 64) is smaller than the student's (48, 32); locate.modules can leave it out" in sentence
+    assert (
+        "teacher's gate matrix (40, 64) is smaller than the student's (48, 32); locate.modules can leave it out"
+        in sentence
+    )
 
 
 def test_teacher_with_fewer_layers(refused, checkpoint):
-    assert "the teacher has 1 layers, fewer than" in refused(**pair(checkpoint("llama", num_hidden_layers=1), checkpoint("llama")))
+    assert "the teacher has 1 layers, fewer than" in refused(
+        **pair(checkpoint("llama", num_hidden_layers=1), checkpoint("llama"))
+    )
 
 
 def test_rank_above_the_smallest_side(refused):
-    assert "method.rank: 4000 is above the shorter side of the student's" in refused(method={"name": "seeking", "rank": 4000})
+    assert "method.rank: 4000 is above the shorter side of the student's" in refused(
+        method={"name": "seeking", "rank": 4000}
+    )
 
 
 def test_embeddings_with_different_vocabularies(refused, checkpoint):
@@ -251,6 +260,8 @@ def test_long_examples_are_cut_and_counted(tmp_path, runs, capsys):
         cli.main(["run", str(path), "--json"])
     assert stop.value.code == 0
     folder = Path(json.loads(capsys.readouterr().out)["folder"])
-    warnings = [json.loads(line)["warning"] for line in (folder / "events.jsonl").read_text().splitlines() if "warning" in line]
-    cut = sum("word " * 200 == e.messages[0][1] for e in data.load_task(str(task)).train)
+    warnings = [
+        json.loads(line)["warning"] for line in (folder / "events.jsonl").read_text().splitlines() if "warning" in line
+    ]
+    cut = sum(e.messages[0][1] == "word " * 200 for e in data.load_task(str(task)).train)
     assert any(f"{cut} of 16 prompts were cut from the left" in w for w in warnings)

@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from paraknow import config, methods
 from paraknow.errors import InputError
 
-MINIMAL = {"pair": {"teacher": "demo:teacher", "student": "demo:student"}, "task": "demo:people", "method": {"name": "seeking"}}
+MINIMAL = {
+    "pair": {"teacher": "demo:teacher", "student": "demo:student"},
+    "task": "demo:people",
+    "method": {"name": "seeking"},
+}
 
 
 def test_the_minimal_config_has_the_papers_defaults():
@@ -62,11 +66,27 @@ def test_overrides(tmp_path):
 
 
 def test_candidates_of_a_run():
-    made = config.parse({**MINIMAL, "method": {"name": "seeking", "rank": 4}, "baselines": ["gaussian", {"name": "pissa", "rank": 2}]})
+    made = config.parse(
+        {**MINIMAL, "method": {"name": "seeking", "rank": 4}, "baselines": ["gaussian", {"name": "pissa", "rank": 2}]}
+    )
     found = methods.candidates(made)
-    assert [c.label for c in found] == ["seeking", "gaussian", "pissa", "zero", "seeking+noise", "seeking+random_window"]
+    assert [c.label for c in found] == [
+        "seeking",
+        "gaussian",
+        "pissa",
+        "zero",
+        "seeking+noise",
+        "seeking+random_window",
+    ]
     ranks = {c.label: getattr(c.settings, "rank", None) for c in found}
-    assert ranks == {"seeking": 4, "gaussian": 4, "pissa": 2, "zero": None, "seeking+noise": 4, "seeking+random_window": 4}
+    assert ranks == {
+        "seeking": 4,
+        "gaussian": 4,
+        "pissa": 2,
+        "zero": None,
+        "seeking+noise": 4,
+        "seeking+random_window": 4,
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ def write(path, records):
 
 def test_the_four_shapes():
     chat = data.parse_record(
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "group": "known"}, "x", 0
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "group": "known"},
+        "x",
+        0,
     )
     assert chat.messages == (("user", "Hi"),) and chat.answer == "Hello" and chat.group == "known"
     plain = data.parse_record({"question": "2+2?", "answer": "4", "id": "sum"}, "x", 7)

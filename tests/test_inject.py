@@ -81,7 +81,7 @@ def test_reload_check_in_a_fresh_process(tiny_pair, tmp_path):
         inject.export(wrapped, out, "x", {})
         logits = inject.probe_logits(wrapped, IDS)
     found = inject.reload_check(student, IDS, {out: logits}, tmp_path)
-    assert list(found.values())[0] <= 1e-4
+    assert max(found.values()) <= 1e-4
     with pytest.raises(RunError, match="differ by"):
         inject.reload_check(student, IDS, {out: logits + 0.01}, tmp_path)
     assert not (tmp_path / "probe.safetensors").exists()

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = (
-    "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data paraknow.files "
+    "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data "
+    "paraknow.files "
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()
@@ -28,7 +29,8 @@ def test_files_stay_short():
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_imports_without_torch(module):
     names = "('torch', 'transformers', 'streamlit', 'lm_eval', 'peft')"
-    code = f"import sys, {module}; from paraknow import methods; methods.catalogue(); print([n for n in {names} if n in sys.modules])"
+    code = f"import sys, {module}; from paraknow import methods; methods.catalogue(); "
+    code += f"print([n for n in {names} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

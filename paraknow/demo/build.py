@@ -258,7 +258,9 @@ def build(
 
     clock = time.time()
     student = new_model(size.student, head_dim, seed + 1, tokenizer).to(device)
-    student = stored(train(student, make_pools(records, half, tokenizer), size.student_steps, seed + 1, progress("student")))
+    student = stored(
+        train(student, make_pools(records, half, tokenizer), size.student_steps, seed + 1, progress("student"))
+    )
     finish("student", student, size.student_steps, clock)
 
     clock = time.time()

@@ -59,7 +59,9 @@ def verdict(rows: list[dict[str, Any]], calibration: list[dict[str, Any]]) -> tu
     intervals of zero and of noise contain 0.
     """
     oracle, zero, noise = (_row(calibration, m, "never_shown") for m in ("oracle", "zero", "oracle+noise"))
-    passed = bool(oracle["share"] is not None and oracle["share"] >= 0.95 and _contains_zero(zero) and _contains_zero(noise))
+    passed = bool(
+        oracle["share"] is not None and oracle["share"] >= 0.95 and _contains_zero(zero) and _contains_zero(noise)
+    )
     sentences = [
         f"Instrument: the known answer on the clone pair scores {oracle['share']:.2f} of the teacher's never-shown "
         f"knowledge (1 is all of it), nothing moved {zero['share']:.2f}, noise {noise['share']:.2f}: "

@@ -171,7 +171,9 @@ def skill_records(world: World, skill: str, *, test: bool) -> Iterator[dict]:
             yield {"id": f"{skill}-{operand}", "question": question, "answer": answer}
 
 
-def suites(world: World, seed: int = 0, train_size: int = 600, align_size: int = 200) -> dict[str, dict[str, list[dict]]]:
+def suites(
+    world: World, seed: int = 0, train_size: int = 600, align_size: int = 200
+) -> dict[str, dict[str, list[dict]]]:
     """Task → split (train, align, test) → records, as shipped in assets/suites.
 
     people: train is `shown`, align is `known`, test holds all three groups (of `known` as many people as of

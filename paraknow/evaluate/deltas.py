@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ def join(items: pd.DataFrame) -> None:
 
 
 def rows(
-    items: pd.DataFrame, controls: dict[str, Sequence[str]], resamples: int = 2000, seed: int = 0
+    items: pd.DataFrame, controls: Mapping[str, Sequence[str]], resamples: int = 2000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """One row per model, suite and group, in table order.
 
@@ -60,7 +60,7 @@ def _group_rows(
     suite: str,
     group: str,
     models: dict[str, pd.DataFrame],
-    controls: dict[str, Sequence[str]],
+    controls: Mapping[str, Sequence[str]],
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def _group_rows(
             "ci": _accuracy_interval(values, resamples, seed),
             **dict.fromkeys(("delta", "delta_ci", "p_mcnemar", "p_holm", "gained", "lost")),
             "loss": float(-frame.logprob.sum() / frame.answer_tokens.sum()),
-            "bits": None if bits[model] is None else float(bits[model].mean()),
+            "bits": None if (known := bits[model]) is None else float(known.mean()),
             **dict.fromkeys(("share", "share_ci", "share_missing", "claim")),
             "against": [],
         }
@@ -139,6 +139,8 @@ def _share(model: str, bits: dict[str, np.ndarray | None], resamples: int, seed:
 def _holm(result: list[dict[str, Any]]) -> None:
     """Holm's correction over all comparisons with the student in the run."""
     compared = [r for r in result if r["p_mcnemar"] is not None]
-    adjusted = statistics.holm(np.array([r["p_mcnemar"] for r in compared])) if compared else []
+    if not compared:
+        return
+    adjusted = statistics.holm(np.array([r["p_mcnemar"] for r in compared]))
     for row, p in zip(compared, adjusted, strict=True):
         row["p_holm"] = float(p)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -78,7 +78,7 @@ def answer_lengths(docs: list[dict], tokenizer: Any) -> list[int]:
 
 def evaluate(
     loaded: Loaded,
-    suites: dict[str, Sequence[data.Example]],
+    suites: Mapping[str, Sequence[data.Example]],
     batch_size: int = 128,
     model: Any = None,
     progress: Progress = silent,

@@ -20,7 +20,7 @@ from paraknow.locate.blocks import Block, choose_block
 from paraknow.locate.layers import choose_layers
 from paraknow.locate.sensitivity import Place, combine, sensitivity
 from paraknow.models import Loaded
-from paraknow.progress import Progress, silent
+from paraknow.progress import Progress, part, silent
 
 MAP_SIDE = 512
 
@@ -57,7 +57,11 @@ class Located:
         with safe_open(path, framework="pt") as stream:
             described = json.loads(stream.metadata()["blocks"])
         return [
-            Block(**{**entry, "shape": tuple(entry["shape"])}, rows=tensors.get(f"{i}.rows"), cols=tensors.get(f"{i}.cols"))
+            Block(
+                **{**entry, "shape": tuple(entry["shape"])},
+                rows=tensors.get(f"{i}.rows"),
+                cols=tensors.get(f"{i}.cols"),
+            )
             for i, entry in enumerate(described)
         ]
 
@@ -135,22 +139,18 @@ def locate(
     tables, warnings, scores = [], [], {}
     done, total = 0, 2 * settings.seeds * len(tasks)
     for name, loaded in (("teacher", teacher), ("student", student)):
-        parts = {}
+        by_task = {}
         for task in tasks:
             context = min(settings.max_length, loaded.architecture.context)
             drawn = data.sample(task.train, settings.seeds, seed)
             encoded = data.encode_all(drawn, loaded.tokenizer, context, f"{task.name} seeds ({name})")
             warnings += [w for w in [encoded.warning(f"{task.name} seeds ({name})")] if w]
-
-            def report(step: int, _: int, message: str = "", *, base: int = done, title: str = name, **__: float) -> None:
-                progress(base + step, total, title)
-
-            parts[task.name] = sensitivity(loaded, encoded.items, report)
+            by_task[task.name] = sensitivity(loaded, encoded.items, part(progress, done, total, name))
             done += settings.seeds
-        maps[name], table = combine(parts)
+        maps[name], table = combine(by_task)
         tables.append(table.assign(model=name))
         if name == "teacher":
-            scores = {t: part.layer_scores(loaded.architecture.layers) for t, part in parts.items()}
+            scores = {t: found.layer_scores(loaded.architecture.layers) for t, found in by_task.items()}
     summed = [sum(column) for column in zip(*scores.values(), strict=True)]
     chosen = choose_layers(summed, student.architecture.layers, settings.layers, seed)
     blocks = _choose_blocks(teacher, student, chosen, maps["teacher"], settings, seed)

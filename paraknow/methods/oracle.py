@@ -23,7 +23,9 @@ def start(align: Align) -> Start:
 
     folder = align.teacher.checkpoint.folder
     if not (folder / MAP_FILE).is_file():
-        raise InputError("method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student.")
+        raise InputError(
+            "method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student."
+        )
     mapping = CloneMap.load(folder)
     factors = {}
     for layer in range(align.student.architecture.layers):

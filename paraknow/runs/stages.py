@@ -13,15 +13,15 @@ import pandas as pd
 import torch
 
 from paraknow import __version__, data, files, inject, tune
-from paraknow.checks import Checked
 from paraknow.checkpoints import weights_hash
+from paraknow.checks import Checked
 from paraknow.config import RunConfig
 from paraknow.errors import RunError
 from paraknow.evaluate import deltas, harness
 from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Align, Candidate, Start
 from paraknow.models import Loaded, load
-from paraknow.progress import Progress
+from paraknow.progress import Progress, part
 from paraknow.runs.store import Run
 
 Warn = Callable[[str], None]
@@ -59,7 +59,9 @@ class Session:
 def stage_load(session: Session, progress: Progress) -> None:
     """Load both models and note versions, device, seeds and hashes in environment.json."""
     config = session.config
-    for number, (name, checkpoint) in enumerate((("teacher", session.checked.teacher), ("student", session.checked.student))):
+    for number, (name, checkpoint) in enumerate(
+        (("teacher", session.checked.teacher), ("student", session.checked.student))
+    ):
         if name not in session.models:
             session.models[name] = load(checkpoint, config.dtype, config.device)
         progress(number + 1, 2, checkpoint.title)
@@ -73,7 +75,9 @@ def stage_load(session: Session, progress: Progress) -> None:
             "threads": torch.get_num_threads(),
             "seeds": list(config.run_seeds),
             "models": {name: _facts(loaded) for name, loaded in session.models.items()},
-            "data": {task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))},
+            "data": {
+                task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))
+            },
         },
     )
 
@@ -126,11 +130,14 @@ def stage_align(session: Session, progress: Progress) -> None:
         settings = examined.settings if candidate.control_of else candidate.settings
         align = Align(models["teacher"], models["student"], blocks, config.locate, seed, settings, examined.method)
         start = candidate.method.start(align)
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for (layer, module), (b, a) in start.factors.items():
             if not bool(torch.isfinite(b).all() & torch.isfinite(a).all()):
                 raise RunError(f"align: {candidate.label} gives NaN or infinity for {module} of layer {layer}.")
-            tensors |= {f"{layer}.{module}.B": b.float().cpu().contiguous(), f"{layer}.{module}.A": a.float().cpu().contiguous()}
+            tensors |= {
+                f"{layer}.{module}.B": b.float().cpu().contiguous(),
+                f"{layer}.{module}.A": a.float().cpu().contiguous(),
+            }
             weight = models["student"].weight(module, layer)
             rows.append(
                 {
@@ -178,10 +185,7 @@ def stage_tune(session: Session, progress: Progress) -> None:
     for number, (candidate, seed) in enumerate(jobs):
         if session.adapter(candidate, seed).is_dir():
             continue  # finished before the run was broken off
-
-        def report(step: int, total: int, message: str = "", *, base: int = number * steps, at: Any = (candidate, seed), **v: float) -> None:
-            progress(base + step, len(jobs) * steps, f"{at[0].label}, seed {at[1]}", **v)
-
+        report = part(progress, number * steps, len(jobs) * steps, f"{candidate.label}, seed {seed}")
         _tune_one(session, candidate, seed, encoded.items, plain, probe, report)
     _reload_all(session, probe)
 
@@ -202,7 +206,9 @@ def _tune_one(
         if start.tuned:
             shift = float((inject.probe_logits(wrapped, probe) - plain).abs().max())
             if not shift <= inject.TOLERANCE[student.model.dtype]:
-                raise RunError(f"tune: {candidate.label} does not start at the student; its logits differ by {shift:.2g}.")
+                raise RunError(
+                    f"tune: {candidate.label} does not start at the student; its logits differ by {shift:.2g}."
+                )
             pad = student.tokenizer.pad_token_id or 0
             tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report)
             facts |= {"start_difference": shift, "examples": tuned.examples, "trainable": tuned.trainable}
@@ -228,15 +234,14 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
     config, student = session.config, session.models["student"]
     suites = {task.name: _limited(task.test, config.evaluate.limit) for task in session.tasks(config.suites)}
     subjects: list[tuple[str, int, Path | None]] = [("teacher", -1, None), ("student", -1, None)]
-    subjects += [(c.label, seed, session.adapter(c, seed)) for c, seed in session.jobs() if session.adapter(c, seed).is_dir()]
+    subjects += [
+        (c.label, seed, session.adapter(c, seed)) for c, seed in session.jobs() if session.adapter(c, seed).is_dir()
+    ]
     parts = []
     for number, (label, seed, adapter) in enumerate(subjects):
-        part = session.run.path("evaluate", "parts", f"{label}-{seed}.parquet")
-
-        def report(step: int, total: int, message: str = "", *, base: int = number, title: str = label, **_: float) -> None:
-            progress(base * 1000 + round(1000 * step / max(1, total)), 1000 * len(subjects), title)
-
-        if not part.is_file():
+        file = session.run.path("evaluate", "parts", f"{label}-{seed}.parquet")
+        report = part(progress, number * 1000, len(subjects) * 1000, label, scale=1000)
+        if not file.is_file():
             loaded = session.models["teacher"] if label == "teacher" else student
             if adapter:
                 with inject.adapted(student, adapter) as wrapped:
@@ -245,17 +250,19 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
                 frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, None, report)
             frame.insert(4, "model", label)
             frame.insert(5, "seed", seed)
-            files.write_table(part, frame)
-        parts.append(part)
-    items = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+            files.write_table(file, frame)
+        parts.append(file)
+    items = pd.concat([pd.read_parquet(file) for file in parts], ignore_index=True)
     bad = items[~items.logprob.map(lambda x: x == x and abs(x) != float("inf"))]
     if len(bad):
-        raise RunError(f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}.")
+        raise RunError(
+            f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}."
+        )
     files.write_table(session.run.path("evaluate", "items.parquet"), items)
     rows = deltas.rows(items, controls_of(session.checked.candidates), config.evaluate.resamples, config.seed)
     files.write_json(session.run.path("evaluate", "deltas.json"), {"run": session.run.id, "rows": rows})
-    for part in parts:
-        part.unlink(missing_ok=True)
+    for file in parts:
+        file.unlink(missing_ok=True)
 
 
 def controls_of(candidates: list[Candidate]) -> dict[str, list[str]]:

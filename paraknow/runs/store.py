@@ -130,7 +130,9 @@ class Run:
 def create(config: RunConfig, root: Path | None = None, state: str = "queued") -> Run:
     """A new run folder, made whole before it gets its name."""
     root = root or runs_folder()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {config.task[0].rpartition(':')[2]}".lower()).strip("-")[:40]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {config.task[0].rpartition(':')[2]}".lower()).strip("-")[
+        :40
+    ]
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(2)}"
     with files.replacing_folder(root / name) as folder:
         (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
@@ -161,7 +163,9 @@ def all_runs(root: Path | None = None) -> list[Run]:
 def recorded_runs() -> list[Run]:
     """Runs shipped with the package."""
     folder = resources.assets() / "runs"
-    return sorted((Run(p.parent, recorded=True) for p in folder.glob("*/config.yaml")), key=lambda r: r.id, reverse=True)
+    return sorted(
+        (Run(p.parent, recorded=True) for p in folder.glob("*/config.yaml")), key=lambda r: r.id, reverse=True
+    )
 
 
 def delete(run: Run) -> None:

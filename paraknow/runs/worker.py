@@ -94,7 +94,17 @@ def _execute(
 ) -> None:
     checked = check(run.config())
     now = time.time()
-    run.update(state="running", started=now, pid=os.getpid(), error=None, finished=None, stage="load", step=0, total=None, eta=None)
+    run.update(
+        state="running",
+        started=now,
+        pid=os.getpid(),
+        error=None,
+        finished=None,
+        stage="load",
+        step=0,
+        total=None,
+        eta=None,
+    )
     from paraknow.progress import silent
     from paraknow.runs.stages import STAGES, Session
 
@@ -149,7 +159,7 @@ def _explain(error: BaseException) -> BaseException:
     """What happened in one sentence, for errors that are not ours."""
     if isinstance(error, ParaKnowError | KeyboardInterrupt | SystemExit):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error):
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
         return RunError("no space is left on the disk of the run folder; free some and resume the run.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return RunError("out of memory; a smaller tune.micro_batch, evaluate.batch_size or dtype needs less.")

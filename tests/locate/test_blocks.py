@@ -108,7 +108,11 @@ def test_factor_refuses_a_rank_above_the_side():
         blocks.factor(torch.ones(4, 9), 5)
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.data(), st.sampled_from(["sensitivity", "first", "last", "even", "random"]))
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=40),
+    st.data(),
+    st.sampled_from(["sensitivity", "first", "last", "even", "random"]),
+)
 def test_layer_choices_are_distinct_and_in_order(scores, drawn, by):
     count = drawn.draw(st.integers(1, len(scores)))
     chosen = layers.choose_layers(scores, count, by)

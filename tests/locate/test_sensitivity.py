@@ -100,6 +100,6 @@ def test_combine_sums_maps_over_tasks(tiny_pair):
     maps, table = combine({"a": one, "b": two})
     place = (0, "q")
     torch.testing.assert_close(maps[place], one.maps[place] + two.maps[place])
-    assert list(table.columns)[0] == "task" and set(table.task) == {"a", "b"}
+    assert table.columns[0] == "task" and set(table.task) == {"a", "b"}
     both = sensitivity(teacher, seeds(teacher.tokenizer))
     torch.testing.assert_close(maps[place], both.maps[place], rtol=1e-4, atol=1e-9)

@@ -43,7 +43,8 @@ def test_a_run_leaves_the_documented_folder(runs):
         "locate/sensitivity": "task model seed layer module sum mean max share",
         "locate/layers": "task model layer by score chosen student_layer",
         "locate/blocks": "module teacher_layer student_layer row col rows cols share",
-        "evaluate/items": "task group doc_id doc_hash model seed prompt target answer correct logprob candidates candidate_logprobs",
+        "evaluate/items": "task group doc_id doc_hash model seed prompt target answer correct logprob candidates "
+        "candidate_logprobs",
     }
     for table, wanted in columns.items():
         assert set(wanted.split()) <= set(pd.read_parquet(run.path(f"{table}.parquet")).columns)
@@ -108,7 +109,10 @@ def test_the_queue_in_a_process_of_its_own(runs):
         assert queue.worker_alive()
         assert first.status()["finished"] <= second.status()["started"] + 1
         late = subprocess.run(
-            [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(runs)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(runs)],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert "another worker" in late.stderr
         doomed = queue.submit(quick(tune={"epochs": 5000, "max_length": 64}))
