@@ -5,7 +5,6 @@ Exit codes: 0 done; 2 bad input; 3 memory or device; 4 a run failed; 130 cancell
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -15,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from paraknow import cli_runs
 from paraknow.errors import InputError, ParaKnowError
+from paraknow.screen import delta_table, deltas_of, emit, table
 
 app = typer.Typer(
     help="Move knowledge between language models as weights, and see whether it really moved.",
@@ -23,19 +24,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-runs_app = typer.Typer(help="List, show, compare, cancel and delete runs.", no_args_is_help=True)
 demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
-app.add_typer(runs_app, name="runs")
+app.add_typer(cli_runs.app, name="runs")
 app.add_typer(demo_app, name="demo")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Config = Annotated[Path, typer.Argument(help="A run's YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: locate.seeds=16. Repeatable.")]
-
-
-def emit(values: dict[str, Any]) -> None:
-    """Print one JSON object with schema_version."""
-    print(json.dumps({"schema_version": 1, **values}, ensure_ascii=False, allow_nan=False))
 
 
 def _note(text: str) -> None:
@@ -53,28 +48,15 @@ def _carry_out(run: Any, until: str = "evaluate", skip: tuple[str, ...] = ()) ->
         execute(run, until, skip, bars.stage)
 
 
-def _table(rows: list[dict[str, Any]], title: str = "") -> None:
-    from paraknow.screen import table
-
-    table(rows, title)
-
-
-def _deltas(run: Any) -> list[dict[str, Any]]:
-    from paraknow import files
-
-    return files.read_json(run.path("evaluate", "deltas.json"))["rows"]
-
-
 def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    from paraknow.screen import delta_table
 
     known = {"run": run.id, "folder": str(run.folder), **(extra or {})}
     has_rows = run.path("evaluate", "deltas.json").is_file()
     if as_json:
-        emit({**known, **({"rows": _deltas(run)} if has_rows else {})})
+        emit({**known, **({"rows": deltas_of(run)} if has_rows else {})})
         return
     if has_rows:
-        delta_table(_deltas(run))
+        delta_table(deltas_of(run))
     print(f"Run {run.id} is in {run.folder}.")
 
 
@@ -148,7 +130,6 @@ def demo(context: typer.Context, seed: int = 0, as_json: Json = False) -> None:
     from paraknow.checks import check
     from paraknow.demo.story import calibration_config, demo_config, verdict
     from paraknow.runs import store
-    from paraknow.screen import delta_table
 
     configs = [demo_config(seed), calibration_config(seed)]
     for config in configs:
@@ -159,7 +140,7 @@ def demo(context: typer.Context, seed: int = 0, as_json: Json = False) -> None:
         _note(f"{config.name}: run {run.id}")
         _carry_out(run)
         made.append(run)
-    rows, calibration = _deltas(made[0]), _deltas(made[1])
+    rows, calibration = deltas_of(made[0]), deltas_of(made[1])
     passed, sentences = verdict(rows, calibration)
     if as_json:
         emit(
@@ -206,76 +187,7 @@ def demo_build(
         emit(record)
     else:
         rows = [{"model": name, **facts["accuracy"]} for name, facts in record["models"].items()]
-        _table(rows, "Accuracy of the stored weights")
-
-
-@runs_app.command("list")
-def runs_list(as_json: Json = False) -> None:
-    """All runs, newest first."""
-    from paraknow.runs import store
-
-    rows = [store.summary(run) for run in store.all_runs()]
-    if as_json:
-        emit({"runs": rows})
-    else:
-        _table([{k: r[k] for k in ("id", "state", "stage", "method", "task")} for r in rows], "Runs")
-
-
-@runs_app.command("show")
-def runs_show(run_id: str, as_json: Json = False) -> None:
-    """Status and results of one run."""
-    from paraknow.runs import store
-    from paraknow.screen import delta_table
-
-    run = store.find(run_id)
-    rows = _deltas(run) if run.path("evaluate", "deltas.json").is_file() else []
-    if as_json:
-        emit({**store.summary(run), "status": run.status(), "folder": str(run.folder), "rows": rows})
-        return
-    _table([store.summary(run)], run.id)
-    if rows:
-        delta_table(rows)
-
-
-@runs_app.command("compare")
-def runs_compare(first: str, second: str, as_json: Json = False) -> None:
-    """The settings in which two runs differ, and their deltas side by side."""
-    from paraknow.runs import compare, store
-
-    pair = [store.find(first), store.find(second)]
-    settings = compare.differences(*(run.config() for run in pair))
-    results = compare.results(*(_deltas(run) if run.path("evaluate", "deltas.json").is_file() else [] for run in pair))
-    if as_json:
-        emit({"runs": [run.id for run in pair], "settings": settings, "results": results})
-        return
-    _table(settings, "Settings that differ")
-    _table(results, "Deltas to the student")
-
-
-@runs_app.command("cancel")
-def runs_cancel(run_id: str) -> None:
-    """Stop a run at its next step; what it has finished is kept."""
-    from paraknow.runs import store
-
-    run = store.find(run_id)
-    if run.recorded or run.status().get("state") not in ("queued", "running", "lost"):
-        raise InputError(f"run {run.id} is not queued or running.")
-    run.cancel()
-    print(f"Run {run.id} is asked to stop.")
-
-
-@runs_app.command("delete")
-def runs_delete(
-    run_id: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False
-) -> None:
-    """Delete a run folder."""
-    from paraknow.runs import store
-
-    run = store.find(run_id)
-    if not yes and not typer.confirm(f"Delete {run.folder} for good?"):
-        raise typer.Exit(0)
-    store.delete(run)
-    print(f"Run {run.id} is deleted.")
+        table(rows, "Accuracy of the stored weights")
 
 
 @app.command("export")
@@ -318,7 +230,7 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         emit({"methods": rows})
     else:
-        _table([{**r, "needs": "; ".join(r["needs"])} for r in rows], "Methods")
+        table([{**r, "needs": "; ".join(r["needs"])} for r in rows], "Methods")
 
 
 @app.command()
@@ -347,7 +259,7 @@ def models(
                 "context": a.context,
             }
         )
-    emit({"models": rows}) if as_json else _table(rows, "Models")
+    emit({"models": rows}) if as_json else table(rows, "Models")
 
 
 @app.command()
@@ -356,7 +268,7 @@ def doctor(as_json: Json = False) -> None:
     from paraknow.doctor import examine
 
     rows = examine()
-    emit({"checks": rows}) if as_json else _table(rows, "This machine")
+    emit({"checks": rows}) if as_json else table(rows, "This machine")
     if not all(r["ok"] for r in rows):
         raise ParaKnowError("something is missing; see the lines that are not ok.")
 
@@ -397,7 +309,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # usage errors know how to show themselves
             shown = error.format_message() if hasattr(error, "format_message") else str(error)
-            _note(f"paraknow: {shown}")
+            if shown:
+                _note(f"paraknow: {shown}")
             code = getattr(error, "exit_code", 2)
         else:
             raise

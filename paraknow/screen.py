@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from paraknow import files
 from paraknow import progress as progresses
+from paraknow.runs.store import Run
 
 
 class Bars:
@@ -65,6 +68,17 @@ class Bars:
                 )
 
         return report
+
+
+def emit(values: dict[str, Any]) -> None:
+    """Print one JSON object with schema_version."""
+    print(json.dumps({"schema_version": 1, **values}, ensure_ascii=False, allow_nan=False))
+
+
+def deltas_of(run: Run) -> list[dict[str, Any]]:
+    """The rows of a run's evaluate/deltas.json; none where it has not been evaluated."""
+    path = run.path("evaluate", "deltas.json")
+    return files.read_json(path)["rows"] if path.is_file() else []
 
 
 def table(rows: list[dict[str, Any]], title: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 import pandas as pd
@@ -60,33 +61,45 @@ def panel(
     figure = go.Figure()
     labels = []
     for line in table.itertuples():
-        labels.append(plain(short(line.title)))
+        labels.append("<br>".join(plain(part) for part in textwrap.wrap(short(line.title, 48), 26)))
         _mark(figure, line, measure, labels[-1], drawn[line.model])
     if measure.zero is not None:
         figure.add_vline(x=measure.zero, line={"color": NEUTRAL, "width": 1.5, "dash": "dot"})
     axis = measure.axis.format(**{k: plain(short(v, 24)) for k, v in names.items()})
     figure.update_xaxes(title=axis, range=list(span), zeroline=False, showgrid=True)
     figure.update_yaxes(
-        categoryorder="array", categoryarray=labels[::-1], range=[-0.6, len(labels) - 0.4], automargin=True, showgrid=False
+        categoryorder="array",
+        categoryarray=labels[::-1],
+        range=[-0.6, len(labels) - 0.4],
+        automargin=True,
+        showgrid=False,
     )
     n = table.n.max() if len(table) else None
-    count = f"<br><sup>n = {int(n)} items; bars: 95 % intervals</sup>" if n == n and n is not None else ""
+    bars = "; bars: 95 % intervals" if measure.low else ""
+    note = f"n = {int(n)} items{bars}" if n is not None and n == n else ""
     figure.update_layout(showlegend=False, dragmode=False)
-    return frame(figure, plain(title) + count, 112 + 30 * max(1, len(labels)), r=118)
+    return frame(figure, plain(title), 120 + 33 * max(1, len(labels)), note, r=118)
 
 
 def _mark(figure: go.Figure, line: object, measure: Measure, label: str, style: Style) -> None:
     value = getattr(line, measure.value)
     low, high = (getattr(line, c) if c else float("nan") for c in (measure.low, measure.high))
     text = _numbers(value, low, high, measure)
-    figure.add_annotation(x=1.01, xref="paper", xanchor="left", y=label, text=text, showarrow=False, font={"size": 11.5})
+    figure.add_annotation(
+        x=1.01, xref="paper", xanchor="left", y=label, text=text, showarrow=False, font={"size": 11.5}
+    )
     known = value == value
     figure.add_trace(
         go.Scatter(
             x=[value] if known else [None],
             y=[label],
             mode="markers",
-            marker={"color": style.color, "symbol": style.symbol, "size": 11, "line": {"width": 2, "color": style.color}},
+            marker={
+                "color": style.color,
+                "symbol": style.symbol,
+                "size": 11,
+                "line": {"width": 2, "color": style.color},
+            },
             error_x={
                 "type": "data",
                 "symmetric": False,

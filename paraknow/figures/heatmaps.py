@@ -33,7 +33,9 @@ def clip_range(values: np.ndarray, percentiles: tuple[float, float] = CLIP) -> t
     return (low, high) if high > low else (low / 2, low * 2)
 
 
-def layer_map(table: pd.DataFrame, value: str, span: tuple[float, float], model: str, chosen: tuple[int, str] | None) -> alt.Chart:
+def layer_map(
+    table: pd.DataFrame, value: str, span: tuple[float, float], model: str, chosen: tuple[int, str] | None
+) -> alt.Chart:
     """One model's layer × module map; columns layer, module and `value`. Clicking selects a whole cell."""
     table = table[table.module.isin(MODULES)].assign(clipped=lambda t: t[value].clip(*span))
     picked = alt.selection_point(name=SELECTION, fields=["layer", "module"], on="click", empty=False, clear=False)
@@ -51,7 +53,9 @@ def layer_map(table: pd.DataFrame, value: str, span: tuple[float, float], model:
                 "clipped:Q",
                 title=None,
                 scale=alt.Scale(type="log", domain=list(span), clamp=True, scheme=SENSITIVITY),
-                legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=260, format=".1~e", tickCount=3),
+                legend=alt.Legend(
+                    orient="bottom", direction="horizontal", gradientLength=260, format=".1~e", tickCount=3
+                ),
             ),
             stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
             strokeWidth=alt.value(3),
@@ -63,7 +67,7 @@ def layer_map(table: pd.DataFrame, value: str, span: tuple[float, float], model:
             ],
         )
         .add_params(picked)
-        .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=max(180, 38 * layers))
+        .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=190 + 36 * layers)
         .configure_view(strokeWidth=0)
     )
 
@@ -156,8 +160,23 @@ def matrix_map(
             y0=block.row,
             y1=block.row + block.rows,
             line={"color": BLOCK, "width": 3},
-            label={"text": "chosen block", "textposition": "top left", "font": {"color": BLOCK, "size": 13}},
         )
-    figure.update_xaxes(title="column (input)", range=[left * steps[1], right * steps[1]], showgrid=False, zeroline=False, constrain="domain")
+        figure.add_annotation(
+            x=min(max(block.col, region.col), region.col_end),
+            y=min(max(block.row, region.row), region.row_end),
+            text="chosen block",
+            xanchor="left",
+            yanchor="bottom",
+            showarrow=False,
+            bgcolor=BLOCK,
+            font={"color": "#FFFFFF", "size": 12},
+        )
+    figure.update_xaxes(
+        title="column (input)",
+        range=[left * steps[1], right * steps[1]],
+        showgrid=False,
+        zeroline=False,
+        constrain="domain",
+    )
     figure.update_yaxes(title="row (output)", range=[last * steps[0], first * steps[0]], showgrid=False, zeroline=False)
-    return frame(figure, plain(title), 540, t=44)
+    return frame(figure, plain(title), 540, t=52)

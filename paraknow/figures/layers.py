@@ -36,7 +36,13 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
                 "color": [CHOSEN if c else "rgba(124,135,148,0.25)" for c in table.chosen],
                 "line": {"color": [CHOSEN if c else NEUTRAL for c in table.chosen], "width": 1},
             },
-            error_x={"type": "data", "array": (1.96 * table.se).fillna(0).tolist(), "thickness": 1.5, "width": 4, "color": NEUTRAL},
+            error_x={
+                "type": "data",
+                "array": (1.96 * table.se).fillna(0).tolist(),
+                "thickness": 1.5,
+                "width": 4,
+                "color": NEUTRAL,
+            },
             text=["" if pd.isna(s) else f"feeds layer {int(s)}" for s in feeds],
             textposition="inside",
             insidetextanchor="start",
@@ -46,7 +52,11 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
     )
     n = int(table.n.max()) if len(table) and table.n.notna().any() else 0
     figure.update_xaxes(title="summed |w · ∇| (nats)")
-    figure.update_yaxes(title=f"layer of {plain(short(teacher, 24))}", autorange="reversed", dtick=1 if len(table) < 20 else None)
+    figure.update_yaxes(
+        title=f"layer of {plain(short(teacher, 24))}", autorange="reversed", dtick=1 if len(table) < 20 else None
+    )
     figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
     title = f"Sensitivity of {plain(short(teacher))}'s layers and where they go in {plain(short(student))}"
-    return frame(figure, f"{title}<br><sup>n = {n} seed examples; bars: ± 1.96 standard errors over them</sup>", 130 + 34 * len(table))
+    return frame(
+        figure, title, 130 + 34 * len(table), f"n = {n} seed examples; lines: ± 1.96 standard errors over them"
+    )

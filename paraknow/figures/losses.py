@@ -32,10 +32,10 @@ def curves(table: pd.DataFrame, kinds: dict[str, str], titles: dict[str, str]) -
                 hovertemplate=f"{name}<br>step %{{x}}: %{{y:.3f}} nats<extra></extra>",
             )
         )
-    figure.update_xaxes(title="optimiser step")
+    figure.update_xaxes(title="optimiser step", dtick=1 if len(table) and table.step.max() < 12 else None)
     figure.update_yaxes(title="loss (nats per answer token)", rangemode="tozero")
     figure.update_layout(legend={"orientation": "h", "y": -0.28, "x": 0}, showlegend=True)
-    return frame(figure, "Fine-tuning loss on the training batches", 400, b=90, t=44)
+    return frame(figure, "Fine-tuning loss on the training batches", 400, b=90)
 
 
 def from_events(events: list[dict], stage: str = "tune") -> pd.DataFrame:

@@ -72,12 +72,22 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def frame(figure: go.Figure, title: str, height: int, **margins: int) -> go.Figure:
-    """Title, margins and type sizes of every Plotly figure; colours of text come from the page's theme."""
+def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins: int) -> go.Figure:
+    """Title, note under it, margins and sizes of every Plotly figure; text takes its colour from the page's theme."""
     figure.update_layout(
-        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "y": 0.98, "yanchor": "top"},
+        title={
+            "text": title,
+            "subtitle": {"text": note, "font": {"size": 12}},
+            "font": {"size": 15},
+            "x": 0,
+            "xanchor": "left",
+            "yref": "container",
+            "y": 1 - 22 / height,
+            "yanchor": "middle",
+        },
         height=height,
-        margin={"l": 10, "r": 10, "t": 56, "b": 46, **margins},
+        margin={"l": 10, "r": 10, "t": 62 if note else 44, "b": 46, **margins},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": EXAMINED.color},
         font={"size": 13},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

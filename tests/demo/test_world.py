@@ -41,6 +41,13 @@ def test_test_questions_are_in_no_training_set():
     assert Counter(r["group"] for r in suites["people"]["test"]) == {"known": 225, "shown": 225, "never_shown": 225}
 
 
+def test_a_constant_answer_sorts_one_list_at_most():
+    held = world.make_world(0).held_out
+    for skill in ("reverse", "sort"):
+        answers = [world.ask(skill, operand)[1] for operand in held[skill]]
+        assert len(answers) == len(set(answers)) == 200
+
+
 def test_answers_are_right():
     assert world.ask("sum", "17+25") == ("What is 17 + 25?", "42")
     assert world.ask("reverse", "31542")[1] == "24513"
