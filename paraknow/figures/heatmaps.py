@@ -42,7 +42,6 @@ def layer_map(
     mark = alt.datum.layer == -99
     if chosen:
         mark = (alt.datum.layer == chosen[0]) & (alt.datum.module == chosen[1])
-    layers = int(table.layer.nunique())
     return (
         alt.Chart(table)
         .mark_rect(cursor="pointer")
@@ -67,7 +66,7 @@ def layer_map(
             ],
         )
         .add_params(picked)
-        .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=190 + 36 * layers)
+        .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=alt.Step(34))
         .configure_view(strokeWidth=0)
     )
 

@@ -68,8 +68,9 @@ def short(text: object, length: int = 34) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign and a real minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    """A number with its sign and a real minus; what rounds to zero has no sign."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins: int) -> go.Figure:

@@ -92,10 +92,12 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """All readable events, oldest first; a torn last line is left out."""
         result = []
-        with suppress(OSError), self.path("events.jsonl").open(encoding="utf-8") as stream:
+        with suppress(OSError), self.path("events.jsonl").open(encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 with suppress(ValueError):
-                    result.append(json.loads(line))
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        result.append(event)
         return result
 
     # -- locks and cancelling -------------------------------------------------------------------

@@ -178,6 +178,8 @@ def _log_file(run: Run) -> logging.Handler:
 def quiet() -> None:
     """Libraries' own bars and notices off: this process reports by itself. Call before they are imported."""
     os.environ["TQDM_DISABLE"] = "1"
+    # Threads that wait by spinning make anything else on the same cores many times slower, and us with it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
