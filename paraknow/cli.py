@@ -190,6 +190,15 @@ def demo_build(
         table(rows, "Accuracy of the stored weights")
 
 
+@demo_app.command("record", hidden=True)
+def demo_record(run_id: str, out: Annotated[Path, typer.Option(help="Folder of recorded runs.")]) -> None:
+    """Keep a finished run with the package, for pages to show before anything is computed."""
+    from paraknow.demo.record import record
+    from paraknow.runs import store
+
+    print(f"Recorded in {record(store.find(run_id), out)}.")
+
+
 @app.command("export")
 def export_command(
     run_id: str,
@@ -289,10 +298,10 @@ def app_command(
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputError(f"port {port} is in use; choose another one with --port.") from None
-    os.environ.setdefault("PARAKNOW_RUNS", str(Path("runs").resolve()))
-    os.chdir(resources.root())  # streamlit reads .streamlit/config.toml beside app.py
+    # Streamlit reads .streamlit/config.toml beside app.py; runs and relative paths stay with the caller's folder.
+    script = str(resources.root() / "app.py")
     options = ["--server.address=127.0.0.1", f"--server.port={port}", f"--server.headless={str(headless).lower()}"]
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", "app.py", *options])
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", script, *options])
 
 
 def main(arguments: list[str] | None = None) -> None:

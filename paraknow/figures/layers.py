@@ -58,5 +58,8 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
     figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
     title = f"Sensitivity of {plain(short(teacher))}'s layers and where they go in {plain(short(student))}"
     return frame(
-        figure, title, max(270, 130 + 34 * len(table)), f"n = {n} seed examples; lines: ± 1.96 standard errors over them"
+        figure,
+        title,
+        max(270, 130 + 34 * len(table)),
+        f"n = {n} seed examples; lines: ± 1.96 standard errors over them",
     )
