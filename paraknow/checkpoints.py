@@ -204,9 +204,15 @@ def check_blocks(teacher: Checkpoint, student: Checkpoint, locate: Locate) -> No
             )
 
 
-def memory_need(teacher: Checkpoint, student: Checkpoint, dtype: str, tokens: int, batch: int) -> dict[str, int]:
-    """Peak bytes per stage: both models stay loaded; locating adds one float32 accumulator, the largest
-    gradient and the activations of one example; tuning adds the activations of one forward batch."""
+def memory_need(
+    teacher: Checkpoint, student: Checkpoint, dtype: str, tokens: int, batch: int, tasks: int = 1, requests: int = 1
+) -> dict[str, int]:
+    """Peak bytes per stage, estimated from sizes alone.
+
+    Both models stay loaded. Locating adds one float32 accumulator (two with several tasks), the largest
+    gradient and the activations of one example; tuning the activations of one forward batch of `batch` rows;
+    evaluating the float32 logits of `requests` rows, twice, for their softmax. Rows are taken as `tokens` long.
+    """
     width = BYTES[dtype]
     weights = (teacher.parameters + student.parameters) * width
     shape_t, shape_s = teacher.architecture, student.architecture
@@ -215,6 +221,11 @@ def memory_need(teacher: Checkpoint, student: Checkpoint, dtype: str, tokens: in
         per_token = a.layers * (14 * a.hidden + 4 * a.ffn) + 3 * a.vocabulary
         return rows * per_token * max(width, 4)
 
-    locate = 4 * teacher.parameters + 8 * teacher.largest + activations(shape_t, tokens)
-    tune = activations(shape_s, tokens * batch)
-    return {"load": weights, "locate": weights + locate, "tune": weights + tune}
+    locate = 4 * teacher.parameters * min(2, tasks) + 8 * teacher.largest + activations(shape_t, tokens)
+    vocabulary = max(shape_t.vocabulary, shape_s.vocabulary)
+    return {
+        "load": weights,
+        "locate": weights + locate,
+        "tune": weights + activations(shape_s, tokens * batch),
+        "evaluate": weights + 8 * vocabulary * tokens * requests,
+    }

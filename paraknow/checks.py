@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import psutil
 
@@ -36,7 +37,8 @@ def check(config: RunConfig) -> Checked:
         data.load_task(name, config.seed)
     rows = min(config.tune.micro_batch, config.tune.batch_size)
     length = max(config.locate.max_length, config.tune.max_length)
-    memory = memory_need(teacher, student, config.dtype, min(length, teacher.architecture.context), rows)
+    tokens = min(length, teacher.architecture.context)
+    memory = memory_need(teacher, student, config.dtype, tokens, rows, len(config.task), config.evaluate.batch_size)
     _check_memory(config, memory)
     return Checked(config, teacher, student, candidates, memory)
 
@@ -65,12 +67,12 @@ def free_bytes(device: str) -> tuple[str, int]:
 
     Raises ResourceError where cuda is asked for and there is none.
     """
-    if device != "cpu":
+    if device != "cpu" and not version("torch").endswith("+cpu"):
         free = _free_on_gpu()
         if free is not None:
             return "cuda", free
-        if device == "cuda":
-            raise ResourceError("device 'cuda': no CUDA device is available here; use cpu or auto.")
+    if device == "cuda":
+        raise ResourceError("device 'cuda': no CUDA device is available here; use cpu or auto.")
     return "cpu", psutil.virtual_memory().available
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 bad input; 3 memory or device; 4 a run failed; 130 cancell
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -80,6 +81,8 @@ def run_command(
         raise InputError(f"--until {until!r}: choose one of {', '.join(STAGE_NAMES)}.")
     if resume:
         run = store.find(resume)
+        if config or override:
+            raise InputError("--resume goes on with a run as it was set; leave the config file and --set out.")
         if run.recorded:
             raise InputError(f"run {run.id} is recorded with the package; start one of your own from its config.")
         if run.locked():
@@ -315,6 +318,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _note("paraknow: cancelled.")
         code = 130
+    except OSError as error:
+        _note(f"paraknow: {error.strerror or error}: {error.filename}." if error.filename else f"paraknow: {error}.")
+        code = 4 if error.errno == errno.ENOSPC else 2
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # usage errors know how to show themselves
             shown = error.format_message() if hasattr(error, "format_message") else str(error)

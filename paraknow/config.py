@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -128,7 +128,9 @@ class RunConfig(Part):
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws seeds, splits, random starts and the order of batches.")
-    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="Repeat every method with each of these.")
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] | None = Field(
+        None, min_length=1, description="Repeat every method with each of these; locating uses `seed` for all."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are loaded in.")
 

@@ -169,13 +169,24 @@ def read_jsonl(path: Path) -> list[Example]:
 
 
 def split_examples(name: str, examples: Sequence[Example], seed: int) -> Task:
-    """80 % train, 10 % align, 10 % test, shuffled by `seed`. Raises InputError under 3 examples."""
-    if len(examples) < 3:
-        raise InputError(f"task {name}: {len(examples)} examples are too few to split; at least 3 are needed.")
-    order = list(examples)
+    """80 % train, 10 % align, 10 % test, shuffled by `seed`; never_shown facts go to test alone.
+
+    Records that ask the same question stay on one side. Raises InputError under 3 different questions.
+    """
+    hidden = [e for e in examples if e.group == "never_shown"]
+    questions: dict[tuple, list[Example]] = {}
+    for example in examples:
+        if example.group != "never_shown":
+            questions.setdefault(example.messages, []).append(example)
+    if len(questions) < 3:
+        raise InputError(
+            f"task {name}: {len(questions)} different questions are too few to split; at least 3 are needed."
+        )
+    order = list(questions.values())
     random.Random(seed).shuffle(order)
     tenth = max(1, len(order) // 10)
-    return Task(name, tuple(order[2 * tenth :]), tuple(order[:tenth]), tuple(order[tenth : 2 * tenth]))
+    align, test, train = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
+    return Task(name, *(tuple(e for same in part for e in same) for part in (train, align, [*test, hidden])))
 
 
 def load_task(name: str, seed: int = 0) -> Task:
@@ -207,11 +218,22 @@ def _load_folder(name: str, folder: Path, seed: int) -> Task:
 
 
 def _from_parts(name: str, parts: dict[str, list[Example]], seed: int) -> Task:
-    """Splits that are absent are cut from train, so that test and train never share an example."""
+    """Splits that are absent are cut from train, so that test and train never share an example.
+
+    Raises InputError where a fact marked never_shown is in train or align: it would be shown.
+    """
+    for split in ("train", "align"):
+        if leaked := [e for e in parts.get(split, []) if e.group == "never_shown"]:
+            raise InputError(
+                f"task {name!r}: {split} holds {len(leaked)} records marked never_shown, such as {leaked[0].id!r}."
+            )
     if set(parts) == set(SPLITS):
         return Task(name, *(tuple(parts[s]) for s in SPLITS))
     rest = split_examples(name, parts["train"], seed)
-    return Task(name, rest.train, tuple(parts.get("align", rest.align)), tuple(parts.get("test", rest.test)))
+    spare = {"align": rest.align, "test": rest.test}
+    unused = [e for split, examples in spare.items() if split in parts for e in examples]
+    align, test = (tuple(parts.get(split, examples)) for split, examples in spare.items())
+    return Task(name, (*rest.train, *unused), align, test)
 
 
 def _load_hub(name: str, seed: int) -> Task:
@@ -264,8 +286,10 @@ def encode(example: Example, tokenizer: Any, context: int) -> Encoded | None:
     prompt, answer = render(example, tokenizer)
     special = not (getattr(tokenizer, "chat_template", None) and not example.raw)
     whole = list(tokenizer(prompt + answer, add_special_tokens=special)["input_ids"])
-    start = len(tokenizer(prompt, add_special_tokens=special)["input_ids"])
+    before = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
     end = tokenizer.eos_token_id
+    # some tokenizers close every text with an end token: a prompt is not over
+    start = len(before) - (end is not None and before[-1:] == [end] and not prompt.endswith(tokenizer.eos_token))
     if end is not None and (not whole or whole[-1] != end):
         whole.append(end)
     start = min(start, len(whole) - 1)

@@ -20,10 +20,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
-    os.chmod(name, 0o644)  # mkstemp makes it private; a run folder is as readable as its umask-made neighbours
     temporary = Path(name)
     try:
         yield temporary
+        os.chmod(temporary, 0o644)  # made private by mkstemp (and by safetensors); as readable as its neighbours
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from paraknow.files import replacing_folder
 from paraknow.methods.base import Align, Start
 from paraknow.models import Loaded
 
-MOVING, FROZEN, MERGED = "moving", "frozen", "merged"
+MOVING, FROZEN = "moving", "frozen"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -53,7 +53,14 @@ def _slots(layer: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor, bool]:
 
 def _detach(wrapped: Any, student: Loaded) -> None:
     """Take peft's layers and its notes off the student's model."""
-    wrapped.unload()
+    if wrapped is not None:
+        wrapped.unload()
+    elif any(hasattr(m, "lora_A") for m in student.model.modules()):  # peft broke off half-way
+        from peft.tuners.lora import LoraLayer
+
+        for name, module in list(student.model.named_modules()):
+            if isinstance(module, LoraLayer):
+                student.model.set_submodule(name, module.get_base_layer())
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         vars(student.model).pop(attribute, None)
 
@@ -79,13 +86,15 @@ def attached(student: Loaded, start: Start) -> Iterator[Any]:
     rank = max(b.shape[1] for b, _ in start.factors.values())  # narrower factors are filled up with zeros
     flags = [(p, p.requires_grad) for p in student.model.parameters()]
     config = _lora_config(list(paths.values()), rank)
-    with torch.random.fork_rng():  # peft draws a start of its own, which is overwritten
-        wrapped: Any = get_peft_model(student.model, config, adapter_name=MOVING)
-        twins = [MOVING]
-        if start.tuned and any(bool(b.any()) for b, _ in start.factors.values()):
-            wrapped.add_adapter(FROZEN, config)
-            twins.append(FROZEN)
+    twins = [MOVING]
+    if start.tuned and any(bool(b.any()) for b, _ in start.factors.values()):
+        twins.append(FROZEN)
+    wrapped: Any = None
     try:
+        with torch.random.fork_rng():  # peft draws a start of its own, which is overwritten
+            wrapped = get_peft_model(student.model, config, adapter_name=MOVING)
+            if FROZEN in twins:
+                wrapped.add_adapter(FROZEN, config)
         for place, (b, a) in start.factors.items():
             layer = wrapped.get_base_model().get_submodule(paths[place])
             _fill(layer, MOVING, b, a)
@@ -111,21 +120,30 @@ def export(wrapped: Any, folder: Path, base: str, facts: dict[str, Any]) -> None
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    name = MOVING
-    if FROZEN in wrapped.peft_config:
-        wrapped.add_weighted_adapter([MOVING, FROZEN], [1.0, 1.0], MERGED, combination_type="cat")
-        name = MERGED
-    state = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
-    config = copy.deepcopy(wrapped.peft_config[name])
+    states = [
+        {
+            k: v.detach().float().cpu()
+            for k, v in get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False).items()
+        }
+        for name in (MOVING, FROZEN)
+        if name in wrapped.peft_config
+    ]
+    # A is (r, in): twins are stacked by rows; B is (out, r): by columns. peft's own concatenation would round
+    # the factors to the base model's type first.
+    tensors = {
+        key: torch.cat(
+            [state[key] for state in states], dim=0 if "lora_A" in key or "embedding_A" in key else 1
+        ).contiguous()
+        for key in states[0]
+    }
+    config = copy.deepcopy(wrapped.peft_config[MOVING])
+    config.r = config.lora_alpha = config.r * len(states)
     config.base_model_name_or_path = base
     config.inference_mode = True
     with replacing_folder(folder) as temporary:
-        tensors = {k: v.detach().float().cpu().contiguous() for k, v in state.items()}
         save_file(tensors, temporary / ADAPTER_FILE, metadata={"format": "pt"})
         config.save_pretrained(str(temporary))
         (temporary / "paraknow.json").write_text(json.dumps({"schema_version": 1, **facts}) + "\n", encoding="utf-8")
-    if name == MERGED:
-        wrapped.delete_adapter(MERGED)
 
 
 @contextmanager
@@ -137,9 +155,13 @@ def adapted(student: Loaded, folder: Path) -> Iterator[Any]:
     """
     from peft import PeftModel
 
-    wrapped = PeftModel.from_pretrained(student.model, str(folder))
+    wrapped = None
     try:
-        _check_keys(wrapped, folder)
+        try:
+            wrapped = PeftModel.from_pretrained(student.model, str(folder))
+            _check_keys(wrapped, folder)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise RunError(f"adapter {folder.name} cannot be loaded: {str(error).splitlines()[0]}") from error
         yield wrapped.eval()
     finally:
         _detach(wrapped, student)
@@ -218,8 +240,9 @@ def reload_check(
     if done.returncode:
         raise RunError(f"reload check: the fresh process failed: {''.join(done.stderr.strip().splitlines()[-1:])}")
     differences = dict(zip(map(str, folders), json.loads(done.stdout.splitlines()[-1]), strict=True))
-    limit = TOLERANCE[student.model.dtype]
     for folder, difference in differences.items():
+        # float32 keeps seven digits, so the limit grows with the logits themselves
+        limit = TOLERANCE[student.model.dtype] * max(1.0, float(expected[Path(folder)].abs().max()) / 10)
         if not difference <= limit:
             raise RunError(
                 f"reload check: adapter {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e})."

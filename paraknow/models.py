@@ -58,13 +58,24 @@ def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -
     checkpoint = spec if isinstance(spec, Checkpoint) else find(spec)
     target = pick_device(device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        model, report = found
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model {checkpoint.spec!r} cannot be loaded: {reason}") from error
+    # transformers would fill what is missing with random numbers and go on
+    lacking = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+    if lacking:
+        raise InputError(
+            f"model {checkpoint.spec!r}: its weight files lack {lacking[0]} (and {len(lacking) - 1} more)."
+        )
     model = model.to(target).eval().requires_grad_(False)
     loaded = Loaded(checkpoint, model, tokenizer)
     _check_shapes(loaded)

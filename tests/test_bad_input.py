@@ -185,6 +185,17 @@ def test_bad_arguments(refused, arguments, message):
     assert message in refused(arguments=arguments)
 
 
+def test_resume_takes_no_settings(refused, tmp_path):
+    assert "leave the config file" in refused(arguments=["run", str(tmp_path / "config.yaml"), "--resume", "x"])
+
+
+def test_a_runs_folder_that_is_a_file(refused, tmp_path, monkeypatch, runs):
+    path = tmp_path / "file"
+    path.write_text("x")
+    monkeypatch.setenv("PARAKNOW_RUNS", str(path))
+    assert "File exists" in refused() or "Not a directory" in refused()
+
+
 @pytest.fixture
 def failed(tmp_path, runs, capsys):
     """failed(changes) runs a config that breaks on its way: exit 4, the state kept, and returns the sentence."""

@@ -96,6 +96,9 @@ def test_candidates_of_a_run():
         ({"method": {"name": "seeking", "rnk": 2}}, "unknown key 'rnk'; did you mean 'rank'"),
         ({"method": {"name": "seeking", "rank": 0}}, "'rank'"),
         ({"controls": ["gaussian"]}, "not a control"),
+        ({"method": "noise"}, "put it under controls"),
+        ({"baselines": ["random_window"]}, "put it under controls"),
+        ({"seeds": [2**40]}, "'seeds.0'"),
         ({"baselines": ["gaussian", "gaussian"]}, "twice"),
     ],
 )

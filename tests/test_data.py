@@ -90,7 +90,27 @@ def test_a_folder_with_train_and_test(tmp_path):
     write(tmp_path / "train.jsonl", rows[:20])
     write(tmp_path / "test.jsonl", rows[20:])
     task = data.load_task(str(tmp_path))
+    assert len(task.train) == 18 and len(task.align) == 2
     assert len(task.test) == 10 and {e.messages for e in task.test}.isdisjoint(e.messages for e in task.train)
+
+
+def test_never_shown_facts_stay_out_of_training(tmp_path):
+    rows = [{"question": f"q{i}", "answer": "a", "group": "never_shown" if i % 3 else "shown"} for i in range(60)]
+    task = data.load_task(str(write(tmp_path / "one.jsonl", rows)))
+    for split in (task.train, task.align):
+        assert not any(e.group == "never_shown" for e in split)
+    assert sum(e.group == "never_shown" for e in task.test) == 40
+    write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "test.jsonl", rows[:5])
+    with pytest.raises(InputError, match="train holds 40 records marked never_shown"):
+        data.load_task(str(tmp_path))
+
+
+def test_the_same_question_is_never_on_two_sides(tmp_path):
+    rows = [{"question": f"q{i % 15}", "answer": str(i)} for i in range(90)]
+    task = data.load_task(str(write(tmp_path / "x.jsonl", rows)))
+    sides = [{e.messages for e in task.split(s)} for s in data.SPLITS]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 15
 
 
 def test_hub_datasets_are_read(tmp_path):

@@ -43,7 +43,7 @@ def test_exported_adapter_is_plain_peft(tiny_pair, tmp_path, tuned):
     _, student = tiny_pair
     out = tmp_path / "adapter"
     with inject.attached(student, random_start(student, tuned)) as wrapped:
-        nudge(wrapped)
+        nudge(wrapped)  # export must work on any factors, tuned or not
         inject.export(wrapped, out, "somewhere/student", {"method": "test"})
         logits = inject.probe_logits(wrapped, IDS)
     config = json.loads((out / "adapter_config.json").read_text())
@@ -85,6 +85,35 @@ def test_reload_check_in_a_fresh_process(tiny_pair, tmp_path):
     with pytest.raises(RunError, match="differ by"):
         inject.reload_check(student, IDS, {out: logits + 0.01}, tmp_path)
     assert not (tmp_path / "probe.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_students_keep_full_precision_adapters(tmp_path, dtype):
+    """The exported change must be the trained one, not one rounded to the student's type."""
+    from paraknow import models
+
+    student = models.load("demo:student", dtype, "cpu")
+    with inject.attached(student, random_start(student, modules=("up",))) as wrapped:
+        nudge(wrapped)
+        inject.export(wrapped, tmp_path / "a", "x", {})
+        layer = wrapped.get_base_model().model.layers[1].mlp.up_proj
+        change = sum(layer.lora_B[n].weight.double() @ layer.lora_A[n].weight.double() for n in layer.lora_A)
+    tensors = load_file(tmp_path / "a" / inject.ADAPTER_FILE)
+    a, b = (next(t.double() for k, t in tensors.items() if side in k) for side in ("lora_A", "lora_B"))
+    assert float((b @ a - change.detach()).norm() / change.norm()) < 1e-5
+
+
+def test_a_failed_load_leaves_a_plain_student(tiny_pair, tmp_path):
+    _, student = tiny_pair
+    with inject.attached(student, random_start(student, modules=("q",))) as wrapped:
+        inject.export(wrapped, tmp_path / "a", "x", {})
+    tensors = load_file(tmp_path / "a" / inject.ADAPTER_FILE)
+    save_file({k: v[:, :1].contiguous() for k, v in tensors.items()}, tmp_path / "a" / inject.ADAPTER_FILE)
+    names = [n for n, _ in student.model.named_parameters()]
+    with pytest.raises(RunError, match="cannot be loaded"), inject.adapted(student, tmp_path / "a"):
+        pass
+    assert [n for n, _ in student.model.named_parameters()] == names
+    assert not any(p.requires_grad for p in student.model.parameters())
 
 
 def test_a_misspelled_key_is_noticed(tiny_pair, tmp_path):

@@ -37,6 +37,19 @@ def test_weights_are_loaded_in_the_type_asked_for(checkpoint, dtype):
     assert not any(p.requires_grad for p in loaded.model.parameters()) and not loaded.model.training
 
 
+def test_missing_matrices_are_refused(checkpoint, tmp_path):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack model\.layers\.1\.mlp\.down_proj"):
+        models.load(str(folder), device="cpu")
+
+
 def test_no_device():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")

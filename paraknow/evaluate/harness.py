@@ -6,6 +6,7 @@ answer is the greedy continuation. Both include the end token.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,13 @@ def documents(examples: Sequence[data.Example], tokenizer: Any) -> dict[str, lis
     for number, example in enumerate(examples):
         prompt, answer = data.render(example, tokenizer)
         space = answer[: len(answer) - len(answer.lstrip())] if not example.raw else ""
-        common = {"doc": number, "group": example.group, "prompt": prompt, "target": answer + end}
+        common = {
+            "doc": number,
+            "key": item_hash(example),
+            "group": example.group,
+            "prompt": prompt,
+            "target": answer + end,
+        }
         if example.choices:
             candidates = [space + choice + end for choice in example.choices]
             gold = example.choices.index(example.answer)
@@ -43,6 +50,11 @@ def documents(examples: Sequence[data.Example], tokenizer: Any) -> dict[str, lis
         else:
             kinds["answer"].append(common)
     return {kind: docs for kind, docs in kinds.items() if docs}
+
+
+def item_hash(example: data.Example) -> str:
+    """Hash of what is asked, whatever a model's own template makes of it: items are paired by it."""
+    return hashlib.sha256(repr((example.messages, example.answer, example.choices, example.group)).encode()).hexdigest()
 
 
 def make_task(key: str, kind: str, docs: list[dict]) -> Any:
@@ -69,11 +81,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def answer_lengths(docs: list[dict], tokenizer: Any) -> list[int]:
-    """Tokens of each target as the harness scores it: tokenised together with its prompt."""
-    whole = tokenizer([d["prompt"] + d["target"] for d in docs])["input_ids"]
-    prompts = tokenizer([d["prompt"] for d in docs])["input_ids"]
-    return [max(1, len(w) - len(p)) for w, p in zip(whole, prompts, strict=True)]
+def answer_lengths(docs: list[dict], harness: Any) -> list[int]:
+    """Tokens of each target as the harness splits it from its prompt."""
+    return [max(1, len(harness._encode_pair(d["prompt"], d["target"])[1])) for d in docs]
 
 
 def evaluate(
@@ -108,7 +118,7 @@ def evaluate(
     progress(total, total)
     rows: list[dict] = []
     for key, (name, docs) in jobs.items():
-        lengths = answer_lengths(docs, tokenizer)
+        lengths = answer_lengths(docs, harness)
         samples = sorted(result["samples"][key], key=lambda sample: sample["doc_id"])
         rows += [_row(name, sample, tokenizer.eos_token or "", lengths[sample["doc_id"]]) for sample in samples]
     return pd.DataFrame(rows, columns=[c for c in COLUMNS if c not in ("model", "seed")])
@@ -135,6 +145,7 @@ def _harness(loaded: Loaded, model: Any, batch_size: int, total: int, progress: 
         pretrained=model,
         tokenizer=loaded.tokenizer,
         batch_size=batch_size,
+        softmax_dtype="float32",  # half types give candidates ties that they do not have
         max_length=loaded.architecture.context,
         add_bos_token=start is not None and list(loaded.tokenizer("")["input_ids"])[:1] == [start],
     )
@@ -153,7 +164,7 @@ def _row(task: str, sample: dict, end: str, tokens: int) -> dict:
         "task": task,
         "group": doc["group"],
         "doc_id": doc["doc"],
-        "doc_hash": sample["doc_hash"],
+        "doc_hash": doc["key"],
         "prompt": doc["prompt"],
         "target": doc["target"].removesuffix(end).strip(),
         "answer": answer.removesuffix(end).strip() if answer is not None else None,

@@ -62,7 +62,7 @@ def panel(
     labels = []
     for line in table.itertuples():
         labels.append("<br>".join(plain(part) for part in textwrap.wrap(short(line.title, 48), 26)))
-        _mark(figure, line, measure, labels[-1], drawn[line.model])
+        _mark(figure, line, measure, labels[-1], drawn[str(line.model)])
     if measure.zero is not None:
         figure.add_vline(x=measure.zero, line={"color": NEUTRAL, "width": 1.5, "dash": "dot"})
     axis = measure.axis.format(**{k: plain(short(v, 24)) for k, v in names.items()})

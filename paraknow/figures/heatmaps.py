@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import BLOCK, SENSITIVITY, frame, plain, short
+from paraknow.figures.theme import BLOCK, frame, plain, short
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 CLIP = (1.0, 99.0)  # percentiles of the positive values
@@ -51,7 +51,7 @@ def layer_map(
             color=alt.Color(
                 "clipped:Q",
                 title=None,
-                scale=alt.Scale(type="log", domain=list(span), clamp=True, scheme=SENSITIVITY),
+                scale=alt.Scale(type="log", domain=list(span), clamp=True, scheme="cividis"),
                 legend=alt.Legend(
                     orient="bottom", direction="horizontal", gradientLength=260, format=".1~e", tickCount=3
                 ),

@@ -21,7 +21,7 @@ def seed_spread(sensitivity: pd.DataFrame, model: str, task: str) -> pd.DataFram
 
 
 def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str) -> go.Figure:
-    """Bars per teacher layer; filled where chosen, with the student's layer written on the bar.
+    """Bars per teacher layer; filled where chosen, with the student's layer written beside the teacher's.
 
     `table` is one task's part of locate/layers.parquet; `spread` comes from `seed_spread`.
     """
@@ -43,23 +43,25 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
                 "width": 4,
                 "color": NEUTRAL,
             },
-            text=["" if pd.isna(s) else f"feeds layer {int(s)}" for s in feeds],
-            textposition="inside",
-            insidetextanchor="start",
-            textfont={"color": "#FFFFFF"},
-            hovertemplate="layer %{y}: %{x:.4g}<br>%{text}<extra></extra>",
+            hovertemplate="layer %{y}: %{x:.4g}<extra></extra>",
         )
     )
     n = int(table.n.max()) if len(table) and table.n.notna().any() else 0
     figure.update_xaxes(title="summed |w · ∇| (nats)")
     figure.update_yaxes(
-        title=f"layer of {plain(short(teacher, 24))}", autorange="reversed", dtick=1 if len(table) < 20 else None
+        title=f"layer of {plain(short(teacher, 20))}",
+        autorange="reversed",
+        tickvals=table.layer.tolist(),
+        ticktext=[
+            str(layer) if pd.isna(fed) else f"{layer} → {int(fed)}"
+            for layer, fed in zip(table.layer, feeds, strict=True)
+        ],
     )
     figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
     title = f"Sensitivity of {plain(short(teacher))}'s layers and where they go in {plain(short(student))}"
     return frame(
         figure,
         title,
-        max(270, 130 + 34 * len(table)),
+        max(290, 130 + 34 * len(table)),
         f"n = {n} seed examples; lines: ± 1.96 standard errors over them",
     )

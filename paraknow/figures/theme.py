@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 LIGHT, DARK = "#FFFFFF", "#10151C"  # page backgrounds, as in .streamlit/config.toml
 NEUTRAL = "#7C8794"
 BLOCK = "#E8590C"  # outline of a chosen block: apart from both ends of Cividis
-SENSITIVITY = "cividis"
 MISSING = "–"
 
 

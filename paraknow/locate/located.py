@@ -18,7 +18,7 @@ from paraknow.checkpoints import check_blocks
 from paraknow.config import EMBEDDING, Locate
 from paraknow.locate.blocks import Block, choose_block
 from paraknow.locate.layers import choose_layers
-from paraknow.locate.sensitivity import Place, combine, sensitivity
+from paraknow.locate.sensitivity import Place, Sensitivity, combine, sensitivity
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
 
@@ -27,13 +27,17 @@ MAP_SIDE = 512
 
 @dataclass
 class Located:
-    """Result of locating. `sensitivity` and `layers` are the tables of DESIGN's run folder; `maps` are the
-    summed |w·∇| of every matrix by model ("teacher", "student"), absent when read back from a folder."""
+    """Result of locating: `sensitivity` and `layers` tables, the blocks, and `maps`.
+
+    `maps` holds the summed |w·∇| of every matrix under "model/layer/module", pooled to at most 512² cells and
+    divided by its maximum (float16); `notes` holds that maximum ("max"), the matrix's shape and the pooling.
+    """
 
     sensitivity: pd.DataFrame
     layers: pd.DataFrame
     blocks: list[Block]
-    maps: dict[str, dict[Place, torch.Tensor]]
+    maps: dict[str, np.ndarray]
+    notes: dict[str, dict]
     warnings: list[str]
 
     def save(self, folder: Path) -> None:
@@ -44,8 +48,7 @@ class Located:
         with files.replacing(folder / "blocks.safetensors") as temporary:
             save_file(_indices(self.blocks), temporary, metadata={"blocks": json.dumps(_describe(self.blocks))})
         with files.replacing(folder / "maps.safetensors") as temporary:
-            arrays, notes = pooled_maps(self.maps)
-            save_arrays(arrays, temporary, metadata={"maps": json.dumps(notes)})
+            save_arrays(self.maps, temporary, metadata={"maps": json.dumps(self.notes)})
 
     @classmethod
     def load_blocks(cls, folder: Path) -> list[Block]:
@@ -107,17 +110,16 @@ def pool(matrix: torch.Tensor, side: int = MAP_SIDE) -> torch.Tensor:
     return torch.nn.functional.adaptive_max_pool2d(matrix[None], target)[0]  # type: ignore[arg-type]
 
 
-def pooled_maps(maps: dict[str, dict[Place, torch.Tensor]]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """Maps for charts: pooled, as float16 relative to the matrix's maximum, which the notes keep with its shape."""
+def pooled_maps(model: str, places: dict[Place, torch.Tensor]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """One model's maps for charts; see `Located`."""
     arrays, notes = {}, {}
-    for model, places in maps.items():
-        for (layer, module), values in places.items():
-            if values.ndim != 2:
-                continue
-            key, peak = f"{model}/{layer}/{module}", float(values.max())
-            relative = pool(values) / peak if peak > 0 else torch.zeros_like(pool(values))
-            arrays[key] = relative.half().cpu().numpy()
-            notes[key] = {"shape": list(values.shape), "max": peak, "pooling": "max"}
+    for (layer, module), values in places.items():
+        if values.ndim != 2:
+            continue
+        key, peak = f"{model}/{layer}/{module}", float(values.max())
+        small = pool(values)
+        arrays[key] = (small / peak if peak > 0 else torch.zeros_like(small)).half().cpu().numpy()
+        notes[key] = {"shape": list(values.shape), "max": peak, "pooling": "max"}
     return arrays, notes
 
 
@@ -135,28 +137,47 @@ def locate(
     """
     settings = settings or Locate()
     check_blocks(teacher.checkpoint, student.checkpoint, settings)
-    maps: dict[str, dict[Place, torch.Tensor]] = {}
-    tables, warnings, scores = [], [], {}
-    done, total = 0, 2 * settings.seeds * len(tasks)
-    for name, loaded in (("teacher", teacher), ("student", student)):
-        by_task = {}
-        for task in tasks:
-            context = min(settings.max_length, loaded.architecture.context)
-            drawn = data.sample(task.train, settings.seeds, seed)
-            encoded = data.encode_all(drawn, loaded.tokenizer, context, f"{task.name} seeds ({name})")
-            warnings += [w for w in [encoded.warning(f"{task.name} seeds ({name})")] if w]
-            by_task[task.name] = sensitivity(loaded, encoded.items, part(progress, done, total, name))
-            done += settings.seeds
-        maps[name], table = combine(by_task)
+    located = Located(pd.DataFrame(), pd.DataFrame(), [], {}, {}, [])
+    tables = []
+    for number, (name, loaded) in enumerate((("teacher", teacher), ("student", student))):
+        report = part(progress, number * settings.seeds * len(tasks), 2 * settings.seeds * len(tasks), name)
+        parts = _sensitivities(loaded, tasks, settings, seed, name, located.warnings, report)
+        maps, table = combine(parts)
         tables.append(table.assign(model=name))
         if name == "teacher":
-            scores = {t: found.layer_scores(loaded.architecture.layers) for t, found in by_task.items()}
-    summed = [sum(column) for column in zip(*scores.values(), strict=True)]
-    chosen = choose_layers(summed, student.architecture.layers, settings.layers, seed)
-    blocks = _choose_blocks(teacher, student, chosen, maps["teacher"], settings, seed)
-    sensitivities = pd.concat(tables, ignore_index=True)
+            scores = {task: found.layer_scores(loaded.architecture.layers) for task, found in parts.items()}
+            summed = [sum(column) for column in zip(*scores.values(), strict=True)]
+            chosen = choose_layers(summed, student.architecture.layers, settings.layers, seed)
+            located.layers = _layers_table(scores, chosen, settings.layers)
+            located.blocks = _choose_blocks(teacher, student, chosen, maps, settings, seed)
+        arrays, notes = pooled_maps(name, maps)
+        located.maps |= arrays
+        located.notes |= notes
+        del parts, maps  # one model's full maps at a time: they are as large as the model in float32
     columns = "task model seed layer module sum mean max share".split()
-    return Located(sensitivities[columns], _layers_table(scores, chosen, settings.layers), blocks, maps, warnings)
+    located.sensitivity = pd.concat(tables, ignore_index=True)[columns]
+    return located
+
+
+def _sensitivities(
+    loaded: Loaded,
+    tasks: Sequence[data.Task],
+    settings: Locate,
+    seed: int,
+    name: str,
+    warnings: list[str],
+    progress: Progress,
+) -> dict[str, Sensitivity]:
+    context, found = min(settings.max_length, loaded.architecture.context), {}
+    for number, task in enumerate(tasks):
+        what = f"{task.name} seeds ({name})"
+        drawn = data.sample(task.train, settings.seeds, seed)
+        encoded = data.encode_all(drawn, loaded.tokenizer, context, what)
+        if warning := encoded.warning(what):
+            warnings.append(warning)
+        report = part(progress, number * settings.seeds, settings.seeds * len(tasks))
+        found[task.name] = sensitivity(loaded, encoded.items, report)
+    return found
 
 
 def _layers_table(scores: dict[str, list[float]], chosen: list[int], by: str) -> pd.DataFrame:

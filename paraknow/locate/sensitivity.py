@@ -17,6 +17,7 @@ from paraknow.models import Loaded, gradients_on
 from paraknow.progress import Progress, silent
 
 Place = tuple[int, str]  # (layer, module)
+HALF_SCALE = 4096.0  # a teacher that knows the answer has gradients below what float16 can hold
 
 
 @dataclass
@@ -53,11 +54,12 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
     peaks = torch.zeros(len(items), len(named), dtype=torch.float32, device=loaded.device)
     losses = torch.zeros(len(items), dtype=torch.float32, device=loaded.device)
     row = 0
+    scale = HALF_SCALE if model.dtype == torch.float16 else 1.0
 
     def take(column: int, name: str):
         def hook(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            score = parameter.detach().to(torch.float32, copy=True).mul_(parameter.grad).abs_()
+            score = parameter.detach().to(torch.float32, copy=True).mul_(parameter.grad).abs_().div_(scale)
             parameter.grad = None
             total[name] += score
             sums[row, column] = score.sum(dtype=torch.float64)
@@ -73,7 +75,7 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
                 labels = ids.clone()
                 labels[:, : item.answer_start] = -100
                 loss = model(input_ids=ids, labels=labels, use_cache=False).loss
-                loss.backward()
+                (loss * scale).backward()
                 losses[row] = loss.detach()
                 progress(row + 1, len(items))
         finally:
@@ -110,14 +112,18 @@ def _refuse_nan(named: list, sums: torch.Tensor, losses: torch.Tensor) -> None:
     bad = (~torch.isfinite(sums)).any(0).nonzero()
     if len(bad):
         raise RunError(f"sensitivity: the gradient of {named[int(bad[0])][0]} is NaN or infinite.")
+    if not float(sums.sum()):
+        raise RunError("sensitivity: every gradient is 0, so nothing can be located; a wider dtype may help.")
 
 
 def combine(parts: dict[str, Sensitivity]) -> tuple[dict[Place, torch.Tensor], pd.DataFrame]:
-    """Maps summed over tasks, and one table with a leading `task` column."""
-    maps: dict[Place, torch.Tensor] = {}
-    for part in parts.values():
-        for place, values in part.maps.items():
-            maps[place] = maps[place] + values if place in maps else values
-    frames = [part.table.assign(task=task) for task, part in parts.items()]
-    table = pd.concat(frames, ignore_index=True)
-    return maps, table[["task", *[c for c in table.columns if c != "task"]]]
+    """Maps summed over tasks, and one table with a leading `task` column.
+
+    The sum is made in the first task's own maps: with large models there is no room for another copy.
+    """
+    first, *others = parts.values()
+    for other in others:
+        for place, values in other.maps.items():
+            first.maps[place] += values
+    table = pd.concat([part.table.assign(task=task) for task, part in parts.items()], ignore_index=True)
+    return first.maps, table[["task", *[c for c in table.columns if c != "task"]]]

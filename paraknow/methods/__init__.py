@@ -59,6 +59,9 @@ def candidates(config: RunConfig) -> list[Candidate]:
 
     Raises InputError: an unknown method, a control that is none, a setting that is wrong.
     """
+    for field, choice in (("method", config.method), *(("baselines", c) for c in config.baselines)):
+        if get(choice.name).paradigm == "control" and not get(choice.name).stands_alone:
+            raise InputError(f"{field}: {choice.name!r} is a control of a method, not a method; put it under controls.")
     examined = settings_of(config.method, "method")
     inherited = examined.model_dump()
     result = [Candidate(config.method.name, get(config.method.name), examined)]

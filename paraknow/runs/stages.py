@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
 from paraknow import __version__, data, files, inject, tune
 from paraknow.checkpoints import weights_hash
@@ -66,20 +67,30 @@ def stage_load(session: Session, progress: Progress) -> None:
             session.models[name] = load(checkpoint, config.dtype, config.device)
         progress(number + 1, 2, checkpoint.title)
     device = session.models["student"].device
-    files.write_json(
-        session.run.path("environment.json"),
-        {
-            "versions": _versions(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-            "device_type": device.type,
-            "threads": torch.get_num_threads(),
-            "seeds": list(config.run_seeds),
-            "models": {name: _facts(loaded) for name, loaded in session.models.items()},
-            "data": {
-                task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))
-            },
-        },
-    )
+    environment = {
+        "versions": _versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "seeds": list(config.run_seeds),
+        "models": {name: _facts(loaded) for name, loaded in session.models.items()},
+        "data": {task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))},
+    }
+    _refuse_changes(session, environment)
+    files.write_json(session.run.path("environment.json"), environment)
+
+
+def _refuse_changes(session: Session, environment: dict[str, Any]) -> None:
+    """A run that is resumed must find the models and the data it began with."""
+    path = session.run.path("environment.json")
+    if not path.is_file() or len(session.run.status().get("stages", [])) < 2:
+        return
+    before = files.read_json(path)
+    for name in ("teacher", "student"):
+        if before["models"][name]["sha256"] != environment["models"][name]["sha256"]:
+            raise RunError(f"load: the {name}'s weights have changed since this run began; start a new run.")
+    if before["data"] != environment["data"]:
+        raise RunError("load: the task's data have changed since this run began; start a new run.")
 
 
 def _versions() -> dict[str, str]:
@@ -120,8 +131,6 @@ def stage_locate(session: Session, progress: Progress) -> None:
 
 def stage_align(session: Session, progress: Progress) -> None:
     """Every method's start into align/<model>/<seed>.safetensors, and align/starts.parquet about them."""
-    from safetensors.torch import save_file
-
     config, models = session.config, session.models
     blocks = Located.load_blocks(session.run.path("locate"))
     examined = session.checked.candidates[0]
@@ -130,6 +139,8 @@ def stage_align(session: Session, progress: Progress) -> None:
         settings = examined.settings if candidate.control_of else candidate.settings
         align = Align(models["teacher"], models["student"], blocks, config.locate, seed, settings, examined.method)
         start = candidate.method.start(align)
+        if candidate.control_of and candidate.label != "zero":
+            _warn_if_same(session, candidate, seed, start)
         tensors: dict[str, torch.Tensor] = {}
         for (layer, module), (b, a) in start.factors.items():
             if not bool(torch.isfinite(b).all() & torch.isfinite(a).all()):
@@ -154,6 +165,18 @@ def stage_align(session: Session, progress: Progress) -> None:
             save_file(tensors, temporary, metadata={"tuned": str(start.tuned)})
         progress(number + 1, len(jobs), candidate.label)
     files.write_table(session.run.path("align", "starts.parquet"), pd.DataFrame(rows))
+
+
+def _warn_if_same(session: Session, candidate: Candidate, seed: int, start: Start) -> None:
+    examined = read_start(session.start_file(session.checked.candidates[0], seed)).factors
+    same = start.factors.keys() == examined.keys() and all(
+        torch.equal(b.float().cpu() @ a.float().cpu(), examined[p][0] @ examined[p][1])
+        for p, (b, a) in start.factors.items()
+    )
+    if same:
+        session.warn(
+            f"align: the control {candidate.label} starts exactly as the method does, so it tells nothing here."
+        )
 
 
 def read_start(path: Path) -> Start:
@@ -214,16 +237,25 @@ def _tune_one(
             facts |= {"start_difference": shift, "examples": tuned.examples, "trainable": tuned.trainable}
             frame = pd.DataFrame({"step": range(1, len(tuned.losses) + 1), "loss": tuned.losses})
             files.write_table(session.run.path("tune", candidate.label, f"{seed}.parquet"), frame)
+        logits = inject.probe_logits(wrapped, probe)
+        if start.tuned and torch.equal(logits, plain):
+            raise RunError(
+                f"tune: {candidate.label} is still the student after tuning; a larger tune.learning_rate may help."
+            )
+        memory = _logits_file(session, candidate, seed)
+        with files.replacing(memory) as temporary:
+            save_file({"logits": logits}, temporary)
         inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
 
 
+def _logits_file(session: Session, candidate: Candidate, seed: int) -> Path:
+    return session.run.path("tune", candidate.label, f"{seed}.logits.safetensors")
+
+
 def _reload_all(session: Session, probe: torch.Tensor) -> None:
-    student, expected = session.models["student"], {}
-    for candidate, seed in session.jobs():
-        folder = session.adapter(candidate, seed)
-        with inject.adapted(student, folder) as wrapped:
-            expected[folder] = inject.probe_logits(wrapped, probe)
-    differences = inject.reload_check(student, probe, expected, session.run.path("adapters"))
+    """Every adapter, loaded afresh, must give the logits that the tuned model gave in memory."""
+    expected = {session.adapter(c, s): load_file(_logits_file(session, c, s))["logits"] for c, s in session.jobs()}
+    differences = inject.reload_check(session.models["student"], probe, expected, session.run.path("adapters"))
     root = session.run.path("adapters")
     relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
     files.write_json(root / "reload.json", {"largest_difference": relative})
@@ -266,9 +298,10 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
 
 
 def controls_of(candidates: list[Candidate]) -> dict[str, list[str]]:
-    """Which controls each method is held against: all of the run's, for the method and its baselines alike."""
-    controls = [c.label for c in candidates if c.control_of]
-    return {c.label: [x for x in controls if x != c.label] for c in candidates if not c.control_of}
+    """Which controls a method is held against: a run's controls are the examined method's own."""
+    # The oracle is the right answer, not something to be above.
+    controls = [c.label for c in candidates if c.control_of and not c.method.needs_clone]
+    return {candidates[0].label: controls}
 
 
 def _limited(examples: tuple[data.Example, ...], limit: int | None) -> list[data.Example]:

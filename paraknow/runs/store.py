@@ -106,7 +106,7 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run while working on it. Raises InputError if somebody else does."""
         try:
-            with FileLock(self.path(".lock"), timeout=0):
+            with FileLock(self.path(".lock"), timeout=1):  # somebody may just be asking whether it is free
                 yield
         except Timeout:
             raise InputError(f"run {self.id} is being worked on by another process.") from None

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from paraknow.checks import check
-from paraknow.errors import Cancelled, ParaKnowError, RunError
+from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
 from paraknow.progress import Progress
 from paraknow.runs import queue, store
 from paraknow.runs.store import Run
@@ -62,14 +62,20 @@ def execute(
     skip: tuple[str, ...] = (),
     show: Callable[[str], Progress] | None = None,
     warm: dict[str, Any] | None = None,
+    from_queue: bool = False,
 ) -> None:
     """Carry out a run under its lock, from its first unfinished stage to `until`.
+
+    `from_queue`: only if it is still queued once the lock is held; it may have been cancelled meanwhile.
 
     `show(stage)` gives a further progress callback; `warm` keeps loaded models between runs.
     Raises what stopped it (Cancelled, InputError, RunError …) after the state has been written down.
     """
     with run.lock():
-        run.path("cancel").unlink(missing_ok=True)
+        if from_queue and run.status().get("state") != "queued":
+            return
+        if not from_queue:
+            run.path("cancel").unlink(missing_ok=True)
         handler = _log_file(run)
         try:
             _execute(run, until, skip, show, warm)
@@ -123,7 +129,10 @@ def _execute(
         log.info("stage %s", name)
         run.update(stage=name, step=0, total=None, eta=None, message="")
         began = time.time()
-        STAGES[name](session, Reporter(run, name, show(name) if show else silent))
+        try:
+            STAGES[name](session, Reporter(run, name, show(name) if show else silent))
+        except (InputError, ResourceError) as error:
+            raise RunError(str(error)) from error  # the run has begun: its state is kept, it can be resumed
         run.event(stage=name, seconds=round(time.time() - began, 2))
         if name not in finished:
             finished.append(name)
@@ -192,7 +201,7 @@ def serve(root: Path, idle: float) -> None:
     """Work through the queue until nothing has come for `idle` seconds. A second worker leaves at once."""
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(root / queue.WORKER_LOCK, timeout=0):
+        with FileLock(root / queue.WORKER_LOCK, timeout=2):  # a page may just be asking whether it is free
             _serve(root, idle)
     except Timeout:
         print("another worker is at work here; leaving.", file=sys.stderr)
@@ -207,7 +216,7 @@ def _serve(root: Path, idle: float) -> None:
             time.sleep(0.3)
             continue
         try:
-            execute(run, warm=warm)
+            execute(run, warm=warm, from_queue=True)
         except Exception as error:
             warm.clear()
             print(f"{run.id}: {error}", file=sys.stderr, flush=True)

@@ -94,12 +94,33 @@ def test_refuses_nan_by_name(checkpoint):
         sensitivity(loaded, seeds(loaded.tokenizer))
 
 
+def test_half_precision_keeps_small_gradients():
+    """The demo teacher knows its facts, so its gradients are below what float16 can hold unscaled."""
+    scores = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        loaded = models.load("demo:teacher", dtype, "cpu")
+        found = sensitivity(loaded, seeds(loaded.tokenizer, 6))
+        scores[dtype] = torch.tensor(found.layer_scores(loaded.architecture.layers))
+    for dtype in ("float16", "bfloat16"):
+        assert float(torch.corrcoef(torch.stack([scores[dtype], scores["float32"]]))[0, 1]) > 0.9
+
+
+def test_refuses_gradients_that_are_all_zero(checkpoint):
+    loaded = models.load(str(checkpoint("llama", seed=6)), device="cpu")
+    with torch.no_grad():
+        loaded.model.lm_head.weight.zero_()
+        loaded.model.model.norm.weight.zero_()
+    with pytest.raises(RunError, match="every gradient is 0"):
+        sensitivity(loaded, seeds(loaded.tokenizer))
+
+
 def test_combine_sums_maps_over_tasks(tiny_pair):
     teacher, _ = tiny_pair
     one, two = (sensitivity(teacher, seeds(teacher.tokenizer)[i : i + 2]) for i in (0, 2))
-    maps, table = combine({"a": one, "b": two})
     place = (0, "q")
-    torch.testing.assert_close(maps[place], one.maps[place] + two.maps[place])
+    expected = one.maps[place] + two.maps[place]
+    maps, table = combine({"a": one, "b": two})
+    torch.testing.assert_close(maps[place], expected)
     assert table.columns[0] == "task" and set(table.task) == {"a", "b"}
     both = sensitivity(teacher, seeds(teacher.tokenizer))
     torch.testing.assert_close(maps[place], both.maps[place], rtol=1e-4, atol=1e-9)

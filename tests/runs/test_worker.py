@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
-from paraknow import config
-from paraknow.errors import Cancelled, InputError
+from paraknow import config, resources
+from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.runs import queue, store, worker
 from paraknow.runs.store import Run
 from tests.test_bad_input import QUICK
@@ -94,6 +97,34 @@ def test_until_stops_early_and_goes_on_later(runs):
     assert run.status()["stages"] == ["load", "locate"] and not run.path("align").exists()
     worker.execute(run)
     assert run.path("evaluate/deltas.json").is_file()
+
+
+def test_a_run_cancelled_in_the_queue_is_not_begun(runs):
+    run = store.create(quick())
+    run.cancel()
+    worker.execute(run, from_queue=True)
+    assert run.status()["state"] == "cancelled" and not run.path("environment.json").exists()
+
+
+def test_resuming_with_other_weights_is_refused(runs, tmp_path):
+    folder = Path(shutil.copytree(resources.demo_model("student"), tmp_path / "student"))
+    run = store.create(quick(pair={"teacher": "demo:teacher", "student": str(folder)}))
+    worker.execute(run, until="locate")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match="student's weights have changed"):
+        worker.execute(run)
+    assert run.status()["state"] == "failed"
+
+
+def test_a_control_that_changes_nothing_is_named(runs):
+    """Where the teacher is as large as the student, a random window is the only window."""
+    same = {"teacher": "demo:student", "student": "demo:student"}
+    run = store.create(quick(pair=same, controls=["zero", "random_window"]))
+    worker.execute(run, until="align")
+    warnings = [e["warning"] for e in run.events() if "warning" in e]
+    assert any("seeking+random_window starts exactly as the method does" in w for w in warnings)
 
 
 def test_bad_configs_are_not_queued(runs):

@@ -1,0 +1,85 @@
+"""Form widgets made from the config's own schema: descriptions as help, defaults, limits."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+import streamlit as st
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+PREFIX = "t."
+
+
+def label(name: str) -> str:
+    """A field's name as a label."""
+    return name.replace("_", " ").capitalize()
+
+
+def _bounds(info: FieldInfo) -> tuple[Any, Any]:
+    low = high = None
+    for limit in info.metadata:
+        low = getattr(limit, "ge", None) if getattr(limit, "ge", None) is not None else low
+        low = getattr(limit, "gt", None) if getattr(limit, "gt", None) is not None else low
+        high = getattr(limit, "le", None) if getattr(limit, "le", None) is not None else high
+        high = getattr(limit, "lt", None) if getattr(limit, "lt", None) is not None else high
+    return low, high
+
+
+def _bare(annotation: Any) -> tuple[Any, bool]:
+    """A field's type without `| None`, and whether None is allowed."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [a for a in get_args(annotation) if a is not type(None)]
+        return kinds[0], len(kinds) < len(get_args(annotation))
+    return annotation, False
+
+
+def field(model: type[BaseModel], name: str, path: str, options: list[str] | None = None) -> Any:
+    """The widget of one field, and its value as the config takes it. `path` is its dotted place there."""
+    info = model.model_fields[name]
+    kind, optional = _bare(info.annotation)
+    key = PREFIX + path
+    common: dict[str, Any] = {"key": key, "help": info.description, "persist_state": "session"}
+    if key not in st.session_state:
+        st.session_state[key] = as_widget(info.get_default(call_default_factory=True))
+    title = label(name)
+    if get_origin(kind) is Literal:
+        return st.selectbox(title, get_args(kind), **common)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        choices = list(get_args(inner)) if get_origin(inner) is Literal else list(options or ())
+        choices += [v for v in st.session_state[key] if v not in choices]
+        picked = st.multiselect(
+            title,
+            choices,
+            accept_new_options=get_origin(inner) is not Literal,
+            placeholder="the default" if optional else "none",
+            **common,
+        )
+        return picked or (None if optional else [])
+    low, high = _bounds(info)
+    if kind is int:
+        return st.number_input(title, min_value=low, max_value=high, step=1, placeholder="no limit", **common)
+    if kind is float:
+        small = isinstance(high, int | float) and high <= 1
+        form, step = ("%.4g", 1e-4) if name == "learning_rate" else ("%.3g", 0.01 if small else 1.0)
+        return st.number_input(title, min_value=float(low), max_value=float(high), step=step, format=form, **common)
+    return st.text_input(title, max_chars=500, **common)
+
+
+def as_widget(value: Any) -> Any:
+    """A config value as widgets keep it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+def fields(model: type[BaseModel], part: str, columns: int = 3, options: list[str] | None = None) -> dict[str, Any]:
+    """All fields of one part of the config, in columns."""
+    places = st.columns(columns)
+    values = {}
+    for number, name in enumerate(model.model_fields):
+        with places[number % columns]:
+            values[name] = field(model, name, f"{part}.{name}", options)
+    return values

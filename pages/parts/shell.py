@@ -1,0 +1,209 @@
+"""The frame around every page: which run is looked at, headings, captions, charts with their data."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from pages.parts.artifacts import NotThere
+from paraknow.runs import store
+from paraknow.runs.store import Run
+
+MISSING = "–"
+STATE_ICONS = {
+    "queued": ":material/schedule:",
+    "running": ":material/play_circle:",
+    "done": ":material/check_circle:",
+    "failed": ":material/error:",
+    "cancelled": ":material/cancel:",
+    "lost": ":material/help:",
+}
+PLOTLY = {
+    "displaylogo": False,
+    "toImageButtonOptions": {"format": "svg"},
+    "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"],
+}
+
+
+def escape(text: object) -> str:
+    """Text of users' making inside Markdown: every character that Markdown could read gets a backslash."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])", r"\\\1", " ".join(str(text).split()))
+
+
+def when(seconds: float | None) -> str:
+    """A Unix time as people read it."""
+    return time.strftime("%d %b %Y, %H:%M", time.localtime(seconds)) if seconds else MISSING
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words."""
+    if seconds is None:
+        return MISSING
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    return f"{whole / 60:.0f} min" if whole < 5400 else f"{whole / 3600:.1f} h"
+
+
+def size(bytes_: float) -> str:
+    """Bytes in the unit that fits."""
+    return f"{bytes_ / 2**30:.2f} GiB" if bytes_ >= 2**29 else f"{bytes_ / 2**20:.0f} MiB"
+
+
+# -- the pages --------------------------------------------------------------------------------------
+
+PAGES = (
+    ("overview", "Overview", ":material/home:"),
+    ("sensitivity", "Sensitivity", ":material/grid_on:"),
+    ("transfer", "Transfer", ":material/sync_alt:"),
+    ("benchmarks", "Benchmarks", ":material/bar_chart:"),
+    ("runs", "Runs", ":material/list:"),
+)
+
+
+def navigation() -> Any:
+    """The pages in the order of the sidebar; returns the one that is asked for."""
+    return st.navigation([st.Page(f"pages/{n}.py", title=t, icon=i, default=n == PAGES[0][0]) for n, t, i in PAGES])
+
+
+def through_app() -> None:
+    """Start again through app.py where Streamlit ran a page by itself.
+
+    It does so once per server, when the first address asked for is a page's and not the start's: until
+    st.navigation has been called it takes every file in pages/ for an app of its own.
+    """
+    if not st.session_state.pop("through_app", False):
+        navigation()
+        st.rerun()
+
+
+# -- the run that is looked at ----------------------------------------------------------------------
+
+
+def pick_run() -> None:
+    """The run picker, in the sidebar of every page and in the address (`?run=`)."""
+    st.session_state["through_app"] = True
+    ids = [run.id for run in store.all_runs()]
+    state, asked = st.session_state, st.query_params.get("run")
+    if asked and asked != state.get("run_in_address"):  # a link was followed
+        if asked in ids:
+            choose(asked)
+        else:
+            state["wrong_run"] = asked
+    if state.get("run") not in ids:
+        state.pop("run", None)
+        if ids:
+            state["run"] = ids[0]
+    with st.sidebar:
+        if not ids:
+            st.caption("No run yet.")
+            return
+        st.selectbox(
+            "Run",
+            ids,
+            key="run",
+            on_change=lambda: st.session_state.pop("wrong_run", None),
+            help="All pages show this run. The address carries it, so a link shows the same.",
+        )
+        # bind="query-params" would leave a run out of the address that was not picked by hand.
+        state["run_in_address"] = st.query_params["run"] = state["run"]
+        if run := current_run():
+            facts = store.summary(run)
+            if facts["name"]:
+                st.caption(escape(facts["name"]))
+            st.caption(f"{STATE_ICONS.get(facts['state'], '')} {facts['state']} · {when(facts['created'])}")
+            if run.recorded:
+                st.caption("Recorded with the package: shown as it was, nothing is computed.")
+
+
+def current_run() -> Run | None:
+    """The run chosen in the sidebar."""
+    chosen = st.session_state.get("run")
+    return next((run for run in store.all_runs() if run.id == chosen), None)
+
+
+def choose(run_id: str) -> None:
+    """Make a run the one that is looked at; call it from a widget's callback."""
+    st.session_state["run"] = run_id
+    st.session_state.pop("wrong_run", None)
+
+
+def need_run() -> Run:
+    """The chosen run, or an empty state that says what to do."""
+    wrong_link()
+    run = current_run()
+    if run is None:
+        st.info(
+            "There is no run to look at yet. Start one on the Transfer page, or with `paraknow demo` on the "
+            "command line."
+        )
+        st.page_link("pages/transfer.py", label="Start a run", icon=":material/play_arrow:")
+        st.stop()
+    return run
+
+
+def wrong_link() -> None:
+    """Say so where the link named a run that does not exist."""
+    if wrong := st.session_state.get("wrong_run"):
+        st.warning(f"The link names the run “{escape(wrong)}”, which is not here; another one is shown.")
+
+
+def heading(title: str, what: str, run: Run | None) -> None:
+    """A page's title, its job in a line, and the run as one line."""
+    through_app()
+    st.title(title)
+    st.markdown(what)
+    if run is not None:
+        facts = store.summary(run)
+        pair = f"{facts['teacher'] or MISSING} → {facts['student'] or MISSING}"
+        parts = [facts["name"] or run.id, pair, facts["task"] or MISSING, facts["method"] or MISSING]
+        st.caption(
+            f"**Run** {' · '.join(escape(p) for p in parts)} · {STATE_ICONS.get(facts['state'], '')} {facts['state']}"
+            + (" · recorded" if run.recorded else "")
+        )
+
+
+def link(page: str, label: str, run: Run | None, icon: str | None = None) -> None:
+    """A link to a page that keeps the run."""
+    st.page_link(f"pages/{page}.py", label=label, icon=icon, query_params={"run": run.id} if run else None)
+
+
+# -- reading and drawing ----------------------------------------------------------------------------
+
+
+def read(reader: Any, *arguments: Any) -> Any:
+    """What a reader of artifacts returns; None, with its sentence shown, where there is nothing to read."""
+    try:
+        return reader(*arguments)
+    except NotThere as reason:
+        st.info(escape(str(reason)), icon=":material/info:")
+        return None
+
+
+def how_to_read(text: str) -> None:
+    """The line under every figure."""
+    st.caption(f"**How to read this.** {text}")
+
+
+def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> None:
+    """A download of the numbers behind a figure."""
+    data = frame.to_csv(index=False).encode()
+    st.download_button(
+        label,
+        data,
+        f"{name}.csv",
+        "text/csv",
+        key=f"csv-{key}",
+        type="tertiary",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+
+
+def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
+    """A Plotly figure with its text for screen readers."""
+    return st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)

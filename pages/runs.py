@@ -1,0 +1,177 @@
+"""Runs: all of them, two compared, and what can be done with one."""
+
+import pandas as pd
+import streamlit as st
+
+from pages.parts import artifacts, shell
+from paraknow import config as configs
+from paraknow.errors import ParaKnowError
+from paraknow.runs import compare, queue, store
+from paraknow.runs.store import Run
+
+run = shell.current_run()
+shell.heading("Runs", "Every run is a folder; this list is read from the folders.", None)
+shell.wrong_link()
+runs = store.all_runs()
+if not runs:
+    st.info("There is no run yet. Start one on the Transfer page, or with `paraknow demo` on the command line.")
+    shell.link("transfer", "Start a run", None, ":material/play_arrow:")
+    st.stop()
+
+
+def listing() -> None:
+    """The table, filtered."""
+    facts = pd.DataFrame([store.summary(r) for r in runs])
+    a, b = st.columns([3, 2])
+    text = a.text_input(
+        "Filter", key="r.text", placeholder="part of an id, name, model, task or method", persist_state="session"
+    )
+    states = b.multiselect("State", store.STATES, key="r.states", placeholder="any", persist_state="session")
+    if states:
+        facts = facts[facts.state.isin(states)]
+    if text:
+        joined = facts.drop(columns="created").fillna("").astype(str).agg(" ".join, axis=1)
+        facts = facts[joined.str.contains(text, case=False, regex=False)]
+    shown = facts.assign(
+        **{c: pd.to_datetime(pd.to_numeric(facts[c], errors="coerce"), unit="s") for c in ("created", "finished")}
+    )
+    order = [
+        "id",
+        "name",
+        "state",
+        "stage",
+        "method",
+        "teacher",
+        "student",
+        "task",
+        "created",
+        "finished",
+        "recorded",
+        "error",
+    ]
+    times = {
+        c: st.column_config.DatetimeColumn(f"{c} (UTC)", format="DD MMM YYYY, HH:mm") for c in ("created", "finished")
+    }
+    st.dataframe(
+        shown, hide_index=True, column_order=order, column_config=times, placeholder=shell.MISSING, alt="All runs."
+    )
+    st.caption(f"{len(facts)} of {len(runs)} runs.")
+    shell.csv(facts, "runs", "runs", "List (CSV)")
+
+
+@st.dialog("Delete this run?")
+def confirm_delete(doomed: Run) -> None:
+    st.write("The folder with its tables and adapters is removed; this cannot be undone.")
+    st.text(doomed.id)
+    if st.button("Delete it", type="primary", key="r.delete.sure"):
+        try:
+            store.delete(doomed)
+        except (ParaKnowError, OSError) as error:
+            st.error(shell.escape(str(error)))
+            return
+        st.session_state.pop("run", None)
+        st.rerun()
+
+
+def one(run: Run) -> None:
+    """The chosen run: links, actions, where its files are."""
+    status = run.status()
+    st.subheader("The chosen run")
+    st.text(run.id)
+    if status.get("error"):
+        st.error(shell.escape(status["error"]))
+    for column, (page, label) in zip(
+        st.columns(4),
+        (
+            ("overview", "Overview"),
+            ("sensitivity", "Sensitivity"),
+            ("transfer", "Transfer"),
+            ("benchmarks", "Benchmarks"),
+        ),
+        strict=True,
+    ):
+        with column:
+            shell.link(page, f"Open in {label}", run)
+    a, b, c, d = st.columns(4)
+    state = status.get("state")
+    if a.button(
+        "Cancel",
+        disabled=run.recorded or state not in ("queued", "running", "lost"),
+        icon=":material/cancel:",
+        key="r.cancel",
+    ):
+        run.cancel()
+        st.rerun()
+    if b.button(
+        "Resume",
+        disabled=run.recorded or state not in ("failed", "cancelled", "lost"),
+        icon=":material/replay:",
+        key="r.resume",
+    ):
+        try:
+            queue.resume(run)
+            st.rerun()
+        except ParaKnowError as error:
+            st.error(shell.escape(str(error)))
+    if c.button("Delete …", disabled=run.recorded or state == "running", icon=":material/delete:", key="r.delete"):
+        confirm_delete(run)
+    try:
+        d.download_button(
+            "Config (YAML)",
+            configs.dump(run.config()),
+            f"{run.id}.yaml",
+            "application/yaml",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+    except ParaKnowError as error:
+        st.info(shell.escape(str(error)))
+    folder = run.path("adapters")
+    if folder.is_dir():
+        st.caption("Adapters: one folder per model and seed, each an ordinary PEFT LoRA for the plain student.")
+        st.code(str(folder.resolve()), language=None)
+    else:
+        st.caption("Adapters: none yet.")
+
+
+def two() -> None:
+    """Two runs: only the settings that differ, and their results."""
+    st.subheader("Compare two runs")
+    if len(runs) < 2:
+        st.info("There is only one run; a second one is needed to compare.")
+        return
+    ids = [r.id for r in runs]
+    a, b = st.columns(2)
+    first = runs[ids.index(a.selectbox("First", ids, index=0, key="r.first"))]
+    second = runs[ids.index(b.selectbox("Second", ids, index=1, key="r.second"))]
+    try:
+        differing = pd.DataFrame(compare.differences(first.config(), second.config()))
+    except ParaKnowError as error:
+        st.info(shell.escape(str(error)))
+        return
+    if differing.empty:
+        st.markdown("Their settings are the same.")
+    else:
+        st.caption("Only the settings that differ")
+        st.dataframe(differing.map(lambda v: None if v is None else str(v)), hide_index=True, placeholder=shell.MISSING)
+    tables = [shell.read(artifacts.delta_rows, r) for r in (first, second)]
+    if all(t is not None for t in tables):
+        results = pd.DataFrame(compare.results(*tables))
+        for side in ("first", "second"):
+            results[f"{side}_delta_ci"] = results[f"{side}_delta_ci"].map(
+                lambda v: f"{v[0]:+.2f} to {v[1]:+.2f}" if v is not None else None
+            )
+        numbers = {
+            f"{s}_{f}": st.column_config.NumberColumn(f"{s}: {f}", format="%.3f")
+            for s in ("first", "second")
+            for f in ("accuracy", "delta")
+        }
+        st.caption("Accuracy and difference to the student, with its 95 % interval")
+        st.dataframe(results, hide_index=True, column_config=numbers, placeholder=shell.MISSING)
+        shell.csv(results, f"{first.id}-against-{second.id}", "compare")
+
+
+listing()
+if run is not None:
+    one(run)
+two()

@@ -1,0 +1,273 @@
+"""Transfer: settings, what they cost, start; then the run as it goes."""
+
+import streamlit as st
+
+from pages.parts import estimate as costs
+from pages.parts import forms, live, shell
+from paraknow import config as configs
+from paraknow import methods, resources
+from paraknow.config import Evaluate, Locate, Pair, RunConfig, Tune
+from paraknow.demo import story
+from paraknow.errors import InputError, ParaKnowError
+from paraknow.runs import queue
+
+PAIRS = ["demo:teacher", "demo:clone-teacher", "demo:student"]
+QUICK = {
+    "name": "Quick look",
+    "pair": {"teacher": "demo:teacher", "student": "demo:student"},
+    "task": "demo:people",
+    "method": {"name": "seeking", "rank": 8},
+    "baselines": ["gaussian"],
+    "controls": ["noise"],
+    "locate": {"seeds": 8, "max_length": 64},
+    "tune": {"epochs": 2, "learning_rate": 1e-3, "max_length": 64},
+    "evaluate": {"limit": 20},
+}
+
+catalogue = methods.catalogue()
+METHODS = [n for n, m in catalogue.items() if m.paradigm != "control" or m.needs_clone]
+CONTROLS = [n for n, m in catalogue.items() if m.paradigm == "control" and not m.needs_clone]
+run = shell.current_run()
+shell.heading("Transfer", "Choose what is moved and what it is held against; see what it costs; start.", None)
+shell.wrong_link()
+
+
+def fill(config: RunConfig) -> None:
+    """Put a config's values into the form; call it before the widgets or from a callback."""
+    values = config.model_dump()
+    state = st.session_state
+    for part in ("pair", "locate", "tune", "evaluate"):
+        for name, value in values[part].items():
+            state[f"t.{part}.{name}"] = (
+                [] if value is None and name in ("modules", "suites") else forms.as_widget(value)
+            )
+    state["t.name"], state["t.task"] = config.name, list(config.task)
+    state["t.method.name"] = config.method.name
+    for name, value in methods.settings_of(config.method, "method").model_dump().items():
+        state[f"t.method.{name}"] = value
+    state["t.baselines"], state["t.controls"] = [m.name for m in config.baselines], list(config.controls)
+    state["t.seed"], state["t.seeds"] = config.seed, ", ".join(map(str, config.seeds or ()))
+    state["t.device"], state["t.dtype"] = config.device, config.dtype
+
+
+def refill(run_id: str) -> None:
+    """The settings of the run that is looked at, for running it again with changes."""
+    try:
+        fill(shell.current_run().config())
+    except ParaKnowError as error:
+        st.session_state["refused"] = str(error)
+
+
+def presets() -> None:
+    a, b, c = st.columns(3)
+    a.button(
+        "Quick look (under a minute or two)",
+        on_click=lambda: fill(configs.parse(QUICK)),
+        key="t.preset.quick",
+        width="stretch",
+    )
+    b.button("The demo's settings", on_click=lambda: fill(story.demo_config()), key="t.preset.demo", width="stretch")
+    c.button(
+        "As the chosen run",
+        on_click=refill,
+        args=(run.id if run else "",),
+        disabled=run is None,
+        key="t.preset.run",
+        width="stretch",
+        help="Fill the form with the settings of the run in the sidebar, to run it again with changes.",
+    )
+
+
+def tasks() -> list[str]:
+    return sorted(f"demo:{p.name}" for p in (resources.assets() / "suites").glob("*") if p.is_dir())
+
+
+def one_of(title: str, options: list[str], key: str, help: str, **more: object) -> str:
+    known = options + [v for v in [st.session_state.get(key)] if v and v not in options]
+    return st.selectbox(title, known, key=key, help=help, persist_state="session", **more)
+
+
+def form() -> dict:
+    """All widgets; the config as plain values."""
+    about = {n: f.description for n, f in RunConfig.model_fields.items()}
+    values: dict = {}
+    a, b, c = st.columns(3)
+    with a:
+        teacher = one_of(
+            "Teacher",
+            PAIRS,
+            "t.pair.teacher",
+            f"{Pair.model_fields['teacher'].description} Demo, local folder or hub id.",
+            accept_new_options=True,
+        )
+    with b:
+        student = one_of(
+            "Student",
+            PAIRS[::-1],
+            "t.pair.student",
+            f"{Pair.model_fields['student'].description} Demo, local folder or hub id.",
+            accept_new_options=True,
+        )
+    with c:
+        values["task"] = forms.field(RunConfig, "task", "task", tasks())
+    values["pair"] = {"teacher": teacher or "", "student": student or ""}
+    a, b, c, d = st.columns([2, 1, 2, 2])
+    with a:
+        name = one_of(
+            "Method",
+            METHODS,
+            "t.method.name",
+            "What is examined.",
+            format_func=lambda n: catalogue[n].title if n in catalogue else n,
+        )
+    chosen = catalogue[name]
+    values["method"] = {"name": name}
+    with b:
+        for setting in chosen.settings.model_fields:
+            values["method"][setting] = forms.field(chosen.settings, setting, f"method.{setting}")
+    shown = lambda n: catalogue[n].title if n in catalogue else n  # noqa: E731
+    values["baselines"] = c.multiselect(
+        "Baselines",
+        [m for m in METHODS if m != "oracle"],
+        key="t.baselines",
+        format_func=shown,
+        help=about["baselines"],
+        persist_state="session",
+    )
+    values["controls"] = d.multiselect(
+        "Controls", CONTROLS, key="t.controls", format_func=shown, help=about["controls"], persist_state="session"
+    )
+    st.caption(
+        f"{shell.escape(chosen.title)}: {chosen.paradigm}; {shell.escape(chosen.reference)}. Cost: "
+        f"{shell.escape(chosen.cost)}."
+    )
+    with st.expander("Locate: where in the teacher the knowledge is looked for"):
+        values["locate"] = forms.fields(Locate, "locate")
+    with st.expander("Tune: fine-tuning, the same for every model"):
+        values["tune"] = forms.fields(Tune, "tune", 4)
+    with st.expander("Evaluate: what every model is measured on"):
+        values["evaluate"] = forms.fields(Evaluate, "evaluate", 4, tasks())
+    with st.expander("Name, seeds, device"):
+        a, b, c, d, e = st.columns(5)
+        with a:
+            values["name"] = forms.field(RunConfig, "name", "name")
+        with b:
+            values["seed"] = forms.field(RunConfig, "seed", "seed")
+        text = c.text_input(
+            "Seeds",
+            key="t.seeds",
+            help=f"{about['seeds']} Whole numbers with commas; empty: the one seed.",
+            persist_state="session",
+        )
+        parts = [p.strip() for p in text.split(",") if p.strip()]
+        values["seeds"] = [int(p) if p.isdecimal() else p for p in parts] or None
+        with d:
+            values["device"] = forms.field(RunConfig, "device", "device")
+        with e:
+            values["dtype"] = forms.field(RunConfig, "dtype", "dtype")
+    return values
+
+
+def start(config: RunConfig) -> None:
+    """Queue the run and look at it."""
+    try:
+        shell.choose(queue.submit(config).id)
+    except (ParaKnowError, OSError) as error:
+        st.session_state["refused"] = str(error)
+
+
+def cost(config: RunConfig) -> bool:
+    """What the run would need, or the sentence that refuses it. Returns whether it can be started."""
+    if far := costs.remote(config):
+        listed = ", ".join(shell.escape(x) for x in dict.fromkeys(far))
+        st.info(f"{listed}: from a hub. It is fetched (where it is not here yet) and checked when you press Start.")
+        return True
+    found = costs.estimate(configs.dump(config))
+    if found.refusal:
+        st.error(shell.escape(found.refusal))
+        return False
+    a, b, c = st.columns(3)
+    a.metric(
+        "Fine-tuning",
+        f"{found.steps} steps",
+        f"{found.examples} examples, for each of {len(found.models)} models",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    stage, most = max(found.memory.items(), key=lambda x: x[1])
+    b.metric(
+        "Memory at the peak",
+        shell.size(most),
+        f"{stage} stage; {shell.size(found.free)} free on {found.device}",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    c.metric(
+        "Seed examples",
+        config.locate.seeds,
+        "one backward pass each, in both models",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    stages = ", ".join(f"{k} {shell.size(v)}" for k, v in found.memory.items())
+    st.caption(
+        f"Memory per stage, estimated: {stages}. “Nothing moved” is not fine-tuned; examples too long for the "
+        "context are left out and counted."
+    )
+    return True
+
+
+def the_run() -> None:
+    """The run as it goes, and the queue."""
+    st.subheader("The run")
+    if run is None:
+        st.caption("No run is chosen.")
+    else:
+        st.text(run.id)
+    live.panel(run)
+
+
+# What is under way comes first: whoever has just pressed Start wants to see it, not the form.
+if run is not None and run.status().get("state") in live.ACTIVE:
+    st.session_state["t.watched"] = run.id
+watching = run is not None and st.session_state.get("t.watched") == run.id
+if watching:
+    the_run()
+if "t.pair.teacher" not in st.session_state:
+    fill(configs.parse(QUICK))
+st.subheader("Settings")
+presets()
+values = form()
+st.subheader("Cost")
+try:
+    config, startable = configs.parse(values, "settings"), False
+    methods.candidates(config)
+    startable = cost(config)
+except InputError as refusal:
+    config = None
+    st.error(shell.escape(str(refusal)))
+if refused := st.session_state.pop("refused", None):
+    st.error(shell.escape(refused))
+st.button(
+    "Start this run",
+    type="primary",
+    icon=":material/play_arrow:",
+    disabled=config is None or not startable,
+    on_click=start,
+    args=(config,),
+    key="t.start",
+)
+if config is not None:
+    with st.expander("The same on the command line"):
+        text = costs.compact(config)
+        st.caption(
+            "Save these settings as `transfer.yaml` (what is not named keeps its default), then run the line below."
+        )
+        st.code(text, language="yaml")
+        st.code("paraknow run transfer.yaml", language="bash")
+        st.download_button(
+            "transfer.yaml", text, "transfer.yaml", "application/yaml", icon=":material/download:", on_click="ignore"
+        )
+
+if not watching:
+    the_run()

@@ -1,0 +1,250 @@
+"""The dashboard in Chromium: from the recorded result to a run of one's own, in light and dark."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from paraknow import config as configs
+from paraknow import files
+from paraknow.runs import store
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+CHROMIUM = next(
+    (
+        p
+        for p in (
+            os.environ.get("CHROMIUM"),
+            "/usr/bin/chromium",
+            shutil.which("chromium"),
+            shutil.which("google-chrome"),
+        )
+        if p and Path(p).exists()
+    ),
+    None,
+)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium was found (apt-get install chromium, or name one in $CHROMIUM)"
+    ),
+]
+ROOT = Path(__file__).parents[2]
+PAGES = ("overview", "sensitivity", "transfer", "benchmarks", "runs")
+READY = "[data-testid=stApp][data-test-script-state=notRunning]"
+RUN_SECONDS = 400
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def end(process: psutil.Process) -> None:
+    """End a process of ours and its children."""
+    for one in [*process.children(recursive=True), process]:
+        one.terminate()
+    _, alive = psutil.wait_procs([process], timeout=10)
+    for one in alive:
+        one.kill()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """The app on a free port and a runs folder of the test's own; its worker is ended with it."""
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PARAKNOW_RUNS": str(folder)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        until = time.time() + 60
+        while time.time() < until:
+            try:
+                urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        end(psutil.Process(server.pid))
+        for run in store.all_runs(folder):  # the worker has a session of its own and outlives the server
+            with suppress(psutil.Error):
+                worker = psutil.Process(run.status()["pid"] if not run.recorded and "pid" in run.status() else None)
+                if "paraknow.runs.worker" in worker.cmdline():
+                    end(worker)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One browser tab that notes what went wrong in it."""
+
+    def __init__(self, chromium, address: str, theme: str = "light"):
+        self.address = address
+        self.context = chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme=theme)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda message: self._note(message))
+
+    def _note(self, message) -> None:
+        # Streamlit looks for its own endpoints under a page's address first, and asks the internet for a notice.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.errors.append(message.text)
+
+    def open(self, page: str = "overview", query: str = "") -> None:
+        self.page.goto(f"{self.address}/{'' if page == 'overview' else page}{query}")
+        self.settle()
+
+    def go(self, title: str) -> None:
+        """Through the sidebar, as people do."""
+        self.page.get_by_test_id("stSidebarNav").get_by_text(title, exact=True).click()
+        heading = "Does knowledge cross scales?" if title == "Overview" else title
+        self.page.get_by_role("heading", name=heading, exact=True).wait_for()
+        self.settle()
+
+    def settle(self) -> None:
+        self.page.wait_for_selector(READY, timeout=60_000)
+        self.page.wait_for_selector("h1", timeout=30_000)
+        self.page.wait_for_timeout(800)
+        self.page.wait_for_selector(READY, timeout=60_000)
+        assert self.page.get_by_test_id("stException").count() == 0
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.errors, self.errors
+
+
+@pytest.fixture
+def visit(chromium, address: str) -> Iterator[Visit]:
+    made = Visit(chromium, address)
+    yield made
+    made.close()
+
+
+def test_a_deep_link_on_a_cold_server_goes_through_the_app(visit: Visit) -> None:
+    visit.open("sensitivity")
+    names = visit.page.get_by_test_id("stSidebarNavLink").all_inner_texts()
+    assert [n.splitlines()[-1] for n in names] == ["Overview", "Sensitivity", "Transfer", "Benchmarks", "Runs"]
+
+
+def test_the_recorded_result_is_shown_at_once(visit: Visit) -> None:
+    visit.open()
+    if not store.recorded_runs():
+        visit.page.get_by_text("There is no run to look at yet").wait_for()
+        pytest.skip("no recorded run is shipped in assets/runs yet; the empty state was checked instead")
+    visit.page.get_by_text("The answer so far").wait_for()
+    visit.page.get_by_text("Recorded with the package").wait_for()
+    visit.page.locator(".js-plotly-plot").first.wait_for()
+
+
+def test_from_the_form_to_the_result(visit: Visit, folder: Path) -> None:
+    visit.open()
+    visit.go("Transfer")
+    visit.page.get_by_role("button", name="Quick look").click()
+    visit.settle()
+    visit.page.get_by_role("button", name="Start this run").click()
+    visit.page.get_by_test_id("stMain").get_by_text("Queue: 1 run").wait_for(timeout=30_000)
+    (run,) = [r for r in store.all_runs(folder) if not r.recorded]
+    visit.page.wait_for_function("id => location.search.includes(id)", arg=run.id)
+    visit.page.reload()  # the page finds its run again
+    visit.page.get_by_test_id("stMain").get_by_text(run.id).first.wait_for(timeout=30_000)
+    until = time.time() + RUN_SECONDS
+    while run.status()["state"] in ("queued", "running") and time.time() < until:
+        time.sleep(1)
+        assert visit.page.get_by_test_id("stException").count() == 0
+    assert run.status()["state"] == "done", run.status()
+    visit.page.get_by_text("See what it measured").wait_for(timeout=30_000)
+    assert visit.page.locator(".js-plotly-plot").count() >= 1  # the losses
+    visit.page.get_by_text("See what it measured").click()
+    visit.page.get_by_role("heading", name="Benchmarks", exact=True).wait_for()
+    visit.settle()
+    assert run.id in visit.page.url
+    visit.page.get_by_text("Everything that was measured").wait_for()
+    assert visit.page.locator(".js-plotly-plot").count() >= 2
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_shows_or_logs_an_error(theme: str, chromium, address: str) -> None:
+    visit = Visit(chromium, address, theme)
+    for page in PAGES:
+        visit.open(page)
+    for title in ("Overview", "Sensitivity", "Transfer", "Benchmarks", "Runs"):
+        visit.go(title)
+    visit.close()
+
+
+def test_a_click_opens_a_matrix_and_a_box_zooms(visit: Visit, folder: Path) -> None:
+    if not any(r.path("locate", "maps.safetensors").is_file() for r in store.all_runs(folder)):
+        pytest.skip("no run with maps: the run before this test did not finish")
+    visit.open("sensitivity")
+    charts = visit.page.get_by_test_id("stVegaLiteChart")
+    charts.nth(1).wait_for()
+    cells = charts.nth(1).locator("canvas, svg").first
+    cells.scroll_into_view_if_needed()
+    visit.page.wait_for_timeout(1500)
+    size = cells.bounding_box()
+    visit.page.mouse.click(size["x"] + 0.9 * size["width"], size["y"] + 85)  # the student's first row, last matrix
+    visit.page.wait_for_function(
+        "() => [...document.querySelectorAll('[data-testid=stMain] input')].some(box => "
+        "box.value.startsWith('student:'))",
+        timeout=15_000,
+    )
+    visit.settle()
+    plot = visit.page.locator(".js-plotly-plot", has=visit.page.locator(".heatmaplayer")).locator(".nsewdrag").first
+    plot.scroll_into_view_if_needed()
+    visit.page.wait_for_timeout(1500)
+    box = plot.bounding_box()
+    visit.page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.6 * box["height"], steps=5)
+    visit.page.mouse.up()
+    visit.page.get_by_role("button", name="Show the whole matrix").wait_for(timeout=15_000)
+    visit.settle()
+
+
+def test_a_run_is_deleted_only_after_asking(visit: Visit, folder: Path) -> None:
+    values = {"pair": {"teacher": "demo:teacher", "student": "demo:student"}, "task": "demo:people"}
+    doomed = store.create(configs.parse(values), folder, state="cancelled")
+    files.write_json(doomed.path("status.json"), {"state": "cancelled", "stages": [], "created": 1.0})
+    visit.open("runs", f"?run={doomed.id}")
+    visit.page.get_by_role("button", name="Delete …").click()
+    visit.page.get_by_role("button", name="Delete it").wait_for()
+    assert doomed.folder.is_dir()
+    visit.page.get_by_role("button", name="Delete it").click()
+    visit.page.wait_for_timeout(500)
+    visit.settle()
+    assert not doomed.folder.exists()
