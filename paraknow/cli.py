@@ -80,9 +80,9 @@ def run_command(
     if until not in STAGE_NAMES:
         raise InputError(f"--until {until!r}: choose one of {', '.join(STAGE_NAMES)}.")
     if resume:
-        run = store.find(resume)
         if config or override:
             raise InputError("--resume goes on with a run as it was set; leave the config file and --set out.")
+        run = store.find(resume)
         if run.recorded:
             raise InputError(f"run {run.id} is recorded with the package; start one of your own from its config.")
         if run.locked():

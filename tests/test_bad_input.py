@@ -263,7 +263,7 @@ def test_full_disk_is_named_and_can_be_resumed(failed, monkeypatch, capsys):
 
 def test_long_examples_are_cut_and_counted(tmp_path, runs, capsys):
     task = tmp_path / "long.jsonl"
-    rows = [{"question": "word " * (200 if i % 2 else 1), "answer": "yes"} for i in range(20)]
+    rows = [{"question": f"{i} " + "word " * (200 if i % 2 else 1), "answer": "yes"} for i in range(20)]
     task.write_text("\n".join(json.dumps(r) for r in rows))
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({**QUICK, "task": str(task)}))
