@@ -9,7 +9,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a fault, not a wait
 os.environ["TQDM_DISABLE"] = "1"  # read once, when tqdm is imported
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read once, when torch is imported; see worker.quiet
 
 import pytest
 import torch
