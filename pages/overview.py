@@ -47,7 +47,7 @@ def answer_so_far() -> None:
     span = deltas.limits(pd.concat([part for _, part in main]), deltas.DELTA)
     for column, ((suite, group), part) in zip(st.columns(2), main[:2], strict=False):
         title = tables.panel_title(suite, group)
-        figure = deltas.panel(part, deltas.DELTA, f"{title[:1].upper()}{title[1:]}", titles, span, kinds)
+        figure = deltas.panel(part, deltas.DELTA, title, titles, span, kinds)
         with column:
             shell.plot(figure, f"overview-{suite}-{group}", deltas.describe(part, deltas.DELTA, title))
     shell.how_to_read(

@@ -127,11 +127,11 @@ def one(run: Run) -> None:
     except ParaKnowError as error:
         st.info(shell.escape(str(error)))
     folder = run.path("adapters")
-    if folder.is_dir():
+    if any(folder.glob("*/*/adapter_config.json")):
         st.caption("Adapters: one folder per model and seed, each an ordinary PEFT LoRA for the plain student.")
         st.code(str(folder.resolve()), language=None)
     else:
-        st.caption("Adapters: none yet.")
+        st.caption("Adapters: none here." if run.recorded else "Adapters: none yet.")
 
 
 def two() -> None:

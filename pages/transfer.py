@@ -211,8 +211,8 @@ def cost(config: RunConfig) -> bool:
     )
     stages = ", ".join(f"{k} {shell.size(v)}" for k, v in found.memory.items())
     st.caption(
-        f"Memory per stage, estimated: {stages}. “Nothing moved” is not fine-tuned; examples too long for the "
-        "context are left out and counted."
+        f"Memory per stage, estimated: {stages}. “Nothing moved” is not fine-tuned; prompts too long for the "
+        "context lose their beginning and are counted."
     )
     return True
 
