@@ -156,7 +156,7 @@ def find(run_id: str, root: Path | None = None) -> Run:
 
 
 def all_runs(root: Path | None = None) -> list[Run]:
-    """All runs, newest first; the recorded ones come last."""
+    """All runs of one's own, newest first; then the recorded ones, in the order they tell their story."""
     root = root or runs_folder()
     own = [Run(p.parent) for p in root.glob("*/config.yaml") if not p.parent.name.startswith(".")]
     return sorted(own, key=lambda r: r.id, reverse=True) + recorded_runs()
@@ -165,9 +165,7 @@ def all_runs(root: Path | None = None) -> list[Run]:
 def recorded_runs() -> list[Run]:
     """Runs shipped with the package."""
     folder = resources.assets() / "runs"
-    return sorted(
-        (Run(p.parent, recorded=True) for p in folder.glob("*/config.yaml")), key=lambda r: r.id, reverse=True
-    )
+    return sorted((Run(p.parent, recorded=True) for p in folder.glob("*/config.yaml")), key=lambda r: r.id)
 
 
 def delete(run: Run) -> None:
