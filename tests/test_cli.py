@@ -1,0 +1,110 @@
+"""The command line as a process: Ctrl-C, JSON, the commands of the README."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from paraknow import cli
+from paraknow.runs import store, worker
+from tests.test_bad_input import QUICK
+
+
+@pytest.fixture
+def printed(capsys, runs):
+    """printed("runs", "list") → the JSON that the command prints; it must exit with 0."""
+
+    def run(*arguments: str) -> dict:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*arguments, "--json"])
+        captured = capsys.readouterr()
+        assert stop.value.code == 0, captured.err
+        values = json.loads(captured.out)
+        assert values["schema_version"] == 1
+        return values
+
+    return run
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(QUICK))
+    return path
+
+
+def test_ctrl_c_cancels_at_a_step_and_the_run_can_go_on(config_file, runs, printed):
+    command = [sys.executable, "-m", "paraknow.cli", "run", str(config_file), "--set", "tune.epochs=3000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
+    try:
+        until = time.time() + 120
+        while time.time() < until and not (
+            list(runs.glob("*/status.json")) and store.all_runs()[0].status().get("stage") == "tune"
+        ):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("paraknow: run ") and "Traceback" not in errors
+    (run,) = (r for r in store.all_runs() if not r.recorded)
+    assert run.status()["state"] == "cancelled" and run.status()["stages"] == ["load", "locate", "align"]
+
+
+def test_every_command_that_prints_json(printed, config_file, runs):
+    assert {m["name"] for m in printed("methods")["methods"]} >= {
+        "seeking",
+        "gaussian",
+        "pissa",
+        "zero",
+        "noise",
+        "oracle",
+    }
+    assert [m["model"] for m in printed("models")["models"]] == ["demo:teacher", "demo:student", "demo:clone-teacher"]
+    assert all(c["ok"] for c in printed("doctor")["checks"])
+    located = printed("locate", str(config_file))
+    assert store.find(located["run"]).status()["stages"] == ["load", "locate"] and "rows" not in located
+    measured = printed("evaluate", str(config_file))
+    assert {r["model"] for r in measured["rows"]} == {"teacher", "student"}
+    listed = printed("runs", "list")["runs"]
+    assert [r["id"] for r in listed if not r["recorded"]] == sorted([located["run"], measured["run"]], reverse=True)
+    assert {"id", "state", "stage", "method", "created"} <= set(listed[0])
+    assert printed("runs", "show", measured["run"])["rows"] == measured["rows"]
+    recorded = [r["id"] for r in listed if r["recorded"]]
+    compared = printed("runs", "compare", *recorded[:2])
+    assert {s["setting"] for s in compared["settings"]} >= {"pair.teacher", "method.name"} and compared["results"]
+
+
+def test_merged_export(config_file, runs, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    from paraknow import config
+
+    run = store.create(config.load(config_file))
+    worker.execute(run, until="tune")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", run.id, "--merged", str(tmp_path / "merged")])
+    assert stop.value.code == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.num_hidden_layers == 4
+    for arguments, message in (
+        (["--merged", str(tmp_path / "merged")], "exists already"),
+        (["--merged", str(tmp_path / "m2"), "--model", "laten"], "has no adapter 'laten'; it has seeking/0, zero/0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["export", run.id, *arguments])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_print_config_shows_every_default(config_file, capsys, runs):
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(config_file), "--print-config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["tune"]["batch_size"] == 64 and shown["locate"]["structure"] == "window" and not runs.exists()
