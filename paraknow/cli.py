@@ -304,6 +304,7 @@ def app_command(
     # Streamlit reads .streamlit/config.toml beside app.py; runs and relative paths stay with the caller's folder.
     script = str(resources.root() / "app.py")
     options = ["--server.address=127.0.0.1", f"--server.port={port}", f"--server.headless={str(headless).lower()}"]
+    options += ["--server.showEmailPrompt=false"]  # it would ask for an address, and end where nobody can answer
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", script, *options])
 
 

@@ -108,3 +108,30 @@ def test_print_config_shows_every_default(config_file, capsys, runs):
         cli.main(["run", str(config_file), "--print-config"])
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["tune"]["batch_size"] == 64 and shown["locate"]["structure"] == "window" and not runs.exists()
+
+
+def test_the_app_comes_up_on_a_machine_that_never_saw_it(tmp_path):
+    """As `make app` starts it: no home folder yet, nobody to answer a prompt, a browser wanted."""
+    import socket
+    from urllib.request import urlopen
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "HOME": str(tmp_path), "BROWSER": "true"}
+    command = [sys.executable, "-m", "paraknow.cli", "app", "--port", str(port)]
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=tmp_path)
+    try:
+        status, until = 0, time.time() + 90
+        while not status and time.time() < until and process.poll() is None:
+            try:
+                status = urlopen(f"http://127.0.0.1:{port}/", timeout=5).status
+            except OSError:
+                time.sleep(0.3)
+        log.seek(0)
+        assert status == 200, log.read()
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
