@@ -159,7 +159,15 @@ def all_runs(root: Path | None = None) -> list[Run]:
     """All runs of one's own, newest first; then the recorded ones, in the order they tell their story."""
     root = root or runs_folder()
     own = [Run(p.parent) for p in root.glob("*/config.yaml") if not p.parent.name.startswith(".")]
-    return sorted(own, key=lambda r: r.id, reverse=True) + recorded_runs()
+    return sorted(own, key=_age, reverse=True) + recorded_runs()
+
+
+def _age(run: Run) -> tuple[float, str]:
+    """When a run was made, to the microsecond: ids only tell seconds, and their last part is random."""
+    try:
+        return float(files.read_json(run.path("status.json"))["created"]), run.id
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0, run.id
 
 
 def recorded_runs() -> list[Run]:
