@@ -16,7 +16,7 @@ from typing import Any
 
 from paraknow import resources
 from paraknow.architecture import Architecture, from_config
-from paraknow.config import EMBEDDING, Locate
+from paraknow.config import EMBEDDING, MODULES, Locate, Similarity
 from paraknow.errors import InputError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -204,15 +204,38 @@ def check_blocks(teacher: Checkpoint, student: Checkpoint, locate: Locate) -> No
             )
 
 
+def similarity_need(teacher: Checkpoint, student: Checkpoint, dtype: str, settings: Similarity) -> int:
+    """Bytes that comparing the models adds to their weights: the rows that are kept, and a batch's Gram matrices."""
+    rows = features = grams = stitched = 0
+    for a in (teacher.architecture, student.architecture):
+        outputs = sum(a.shape(module)[0] for module in MODULES) + a.hidden
+        features += a.layers * (outputs if "cka" in settings.parts else a.hidden)
+        grams += 3 * a.layers * settings.batch_rows**2 * 4
+        stitched += a.layers * a.hidden
+    rows = settings.batch_rows * settings.tokens
+    return 2 * rows * features * BYTES[dtype] + grams + 2048 * stitched * (BYTES[dtype] + 8)
+
+
 def memory_need(
-    teacher: Checkpoint, student: Checkpoint, dtype: str, tokens: int, batch: int, tasks: int = 1, requests: int = 1
+    teacher: Checkpoint,
+    student: Checkpoint,
+    dtype: str,
+    tokens: int,
+    batch: int,
+    tasks: int = 1,
+    requests: int = 1,
+    similarity: Similarity | None = None,
+    on_gpu: bool = False,
 ) -> dict[str, int]:
     """Peak bytes per stage, estimated from sizes alone.
 
     Both models stay loaded. Locating adds one float32 accumulator (two with several tasks), the largest
     gradient and the activations of one example; tuning the activations of one forward batch of `batch` rows;
     evaluating the float32 logits of `requests` rows, twice, for their softmax. Rows are taken as `tokens` long.
+    Comparing adds what `similarity_need` says, and a second, untrained pair (in whose place the trained one leaves
+    the GPU).
     """
+    similarity = similarity or Similarity()
     width = BYTES[dtype]
     weights = (teacher.parameters + student.parameters) * width
     shape_t, shape_s = teacher.architecture, student.architecture
@@ -226,6 +249,9 @@ def memory_need(
     return {
         "load": weights,
         "locate": weights + locate,
+        "similarity": weights * (1 if on_gpu or not similarity.untrained else 2)
+        + similarity_need(teacher, student, dtype, similarity)
+        + activations(shape_t, tokens * similarity.forward_batch) // shape_t.layers,
         "tune": weights + activations(shape_s, tokens * batch),
         "evaluate": weights + 8 * vocabulary * tokens * requests,
     }

@@ -34,13 +34,26 @@ def check(config: RunConfig) -> Checked:
     if any(c.method.needs_clone for c in candidates):
         _check_clone(teacher, student)
     for name in dict.fromkeys((*config.task, *config.suites)):
-        data.load_task(name, config.seed)
+        task = data.load_task(name, config.seed)
+        if name in config.task:
+            _check_examples(task, config)
     rows = min(config.tune.micro_batch, config.tune.batch_size)
     length = max(config.locate.max_length, config.tune.max_length)
     tokens = min(length, teacher.architecture.context)
-    memory = memory_need(teacher, student, config.dtype, tokens, rows, len(config.task), config.evaluate.batch_size)
+    counts = (tokens, rows, len(config.task), config.evaluate.batch_size)
+    on_gpu = free_bytes(config.device)[0] == "cuda"
+    memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, on_gpu)
     _check_memory(config, memory)
     return Checked(config, teacher, student, candidates, memory)
+
+
+def _check_examples(task: data.Task, config: RunConfig) -> None:
+    settings = config.similarity
+    if {"cka", "stitching"} & set(settings.parts) and (count := len(task.split(settings.split))) < 4:
+        raise InputError(
+            f"similarity: the {settings.split} split of {task.name} has {count} example{'s' * (count != 1)}, and "
+            "comparing two models needs at least 4; give more, or leave it out with similarity.parts: []."
+        )
 
 
 def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunConfig) -> None:

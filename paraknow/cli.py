@@ -50,7 +50,7 @@ def _carry_out(run: Any, until: str = "evaluate", skip: tuple[str, ...] = ()) ->
 
 
 def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> None:
-
+    """What a run came to: its deltas, or the tables in `extra` (title → rows)."""
     known = {"run": run.id, "folder": str(run.folder), **(extra or {})}
     has_rows = run.path("evaluate", "deltas.json").is_file()
     if as_json:
@@ -58,6 +58,8 @@ def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> Non
         return
     if has_rows:
         delta_table(deltas_of(run))
+    for title, rows in (extra or {}).items():
+        table(rows, title)
     print(f"Run {run.id} is in {run.folder}.")
 
 
@@ -71,7 +73,7 @@ def run_command(
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry out a run: locate, align, tune, evaluate."""
+    """Carry out a run: locate, similarity, align, tune, evaluate."""
     from paraknow import config as configs
     from paraknow.checks import check
     from paraknow.runs import queue, store
@@ -102,13 +104,22 @@ def run_command(
         check(wanted)
         run = store.create(wanted, state="running")
     _carry_out(run, until)
-    _finish(run, as_json)
+    from paraknow.runs import summaries
+
+    found = {"locate": summaries.located, "similarity": summaries.compared}.get(until)
+    _finish(run, as_json, found(run) if found else None)
 
 
 @app.command()
 def locate(config: Config, override: Set = None, as_json: Json = False) -> None:
-    """Sensitivity, layers and blocks of a config, without a transfer."""
+    """Sensitivity, neurons, layers and blocks of a config, without a transfer."""
     run_command(config, override, until="locate", as_json=as_json)
+
+
+@app.command()
+def similarity(config: Config, override: Set = None, as_json: Json = False) -> None:
+    """How alike the two models of a config are: CKA, stitching, weights, each beside its null."""
+    run_command(config, override, until="similarity", as_json=as_json)
 
 
 @app.command()
@@ -121,7 +132,7 @@ def evaluate(config: Config, override: Set = None, as_json: Json = False) -> Non
     wanted = configs.load(config, override)
     check(wanted)
     run = store.create(wanted, state="running")
-    _carry_out(run, skip=("locate", "align", "tune"))
+    _carry_out(run, skip=("locate", "similarity", "align", "tune"))
     _finish(run, as_json)
 
 

@@ -41,8 +41,10 @@ class Locate(Part):
     """Where in the teacher the knowledge is looked for (METHODS part 1)."""
 
     seeds: int = Field(32, ge=1, le=4096, description="Task examples used to locate. Seeking Neural Nuggets: 32.")
-    layers: Literal["sensitivity", "first", "last", "even", "random"] = Field(
-        "sensitivity", description="Which teacher layers feed the student's. Seeking: the most sensitive, in order."
+    layers: Literal["sensitivity", "first", "last", "even", "random", "matched"] = Field(
+        "sensitivity",
+        description="Which teacher layers feed the student's. Seeking: the most sensitive, in order. "
+        "'matched': the ones whose residual streams predict the student's best (stitching).",
     )
     structure: Literal["window", "rows_columns", "random_window", "random_entries"] = Field(
         "window", description="How a student-sized block is cut from a teacher matrix. Seeking: one contiguous window."
@@ -54,6 +56,11 @@ class Locate(Part):
     )
     modules: tuple[Module, ...] | None = Field(
         None, description="Leave matrices out by naming the ones to keep; all seven projections by default."
+    )
+    neurons: Literal["exact", "first_order", "off"] = Field(
+        "exact",
+        description="Score neurons by what they add to the log-probability of the answer's last word: exactly, "
+        "or to first order (much less work on large models). LaTen ranks neurons by this.",
     )
     max_length: int = Field(
         512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
@@ -70,6 +77,30 @@ class Locate(Part):
         if not self.selected():
             raise ValueError("origins and modules leave no matrix to move")
         return self
+
+
+class Similarity(Part):
+    """How alike the two models are (METHODS part 3). Measured before anything is moved."""
+
+    parts: tuple[Literal["cka", "stitching", "weights", "interference"], ...] = Field(
+        ("cka", "stitching", "weights", "interference"),
+        description="What is compared: outputs (CKA), residual streams (stitching), the block to be moved with the "
+        "student's weights, and with what the student already knows (interference). None: the stage is passed over.",
+    )
+    split: Literal["train", "align", "test"] = Field("train", description="Whose examples are read, of every task.")
+    examples: int = Field(512, ge=4, le=65536, description="At most so many examples of every task.")
+    tokens: int = Field(4, ge=1, le=64, description="Positions drawn from each example; a batch holds one of each.")
+    positions: Literal["answer", "all"] = Field(
+        "answer", description="Draw positions from answers, or from the prompt too (needs one rendering of both)."
+    )
+    batch_rows: int = Field(512, ge=4, le=4096, description="Rows of a CKA batch; the estimator is unbiased at any.")
+    permutations: int = Field(20, ge=2, le=1000, description="Row permutations behind the null.")
+    resamples: int = Field(400, ge=100, le=10000, description="Resamples of examples behind the intervals.")
+    untrained: bool = Field(True, description="Also compare an untrained pair of the same shapes.")
+    forward_batch: int = Field(16, ge=1, le=4096, description="Examples per forward pass; less needs less memory.")
+    max_length: int = Field(
+        512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
+    )
 
 
 class MethodChoice(Part):
@@ -120,6 +151,7 @@ class RunConfig(Part):
     pair: Pair
     task: tuple[str, ...] = Field(min_length=1, description="demo:people, a .jsonl file, a folder, or hub:org/name.")
     locate: Locate = Locate()
+    similarity: Similarity = Similarity()
     method: MethodChoice = MethodChoice(name="seeking")
     baselines: tuple[MethodChoice, ...] = Field((), description="Other methods, run with the same data and steps.")
     controls: tuple[str, ...] = Field(

@@ -277,6 +277,12 @@ def render(example: Example, tokenizer: Any) -> tuple[str, str]:
     return "\n".join(lines) + "\nAnswer:", f" {example.answer}"
 
 
+def tokens(text: str, example: Example, tokenizer: Any, **options: Any) -> Any:
+    """What the tokenizer makes of an example's text; a chat template has put its special tokens there already."""
+    special = not (getattr(tokenizer, "chat_template", None) and not example.raw)
+    return tokenizer(text, add_special_tokens=special, **options)
+
+
 def encode(example: Example, tokenizer: Any, context: int) -> Encoded | None:
     """Token ids of one example, at most `context` long; None where the answer alone does not fit.
 
@@ -284,9 +290,8 @@ def encode(example: Example, tokenizer: Any, context: int) -> Encoded | None:
     that is too long loses its beginning; the answer is never cut.
     """
     prompt, answer = render(example, tokenizer)
-    special = not (getattr(tokenizer, "chat_template", None) and not example.raw)
-    whole = list(tokenizer(prompt + answer, add_special_tokens=special)["input_ids"])
-    before = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
+    whole = list(tokens(prompt + answer, example, tokenizer)["input_ids"])
+    before = list(tokens(prompt, example, tokenizer)["input_ids"])
     end = tokenizer.eos_token_id
     # some tokenizers close every text with an end token: a prompt is not over
     start = len(before) - (end is not None and before[-1:] == [end] and not prompt.endswith(tokenizer.eos_token))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 def choose_layers(scores: Sequence[float], count: int, by: str, seed: int = 0) -> list[int]:
     """`count` teacher layers in index order; the k-th feeds student layer k.
 
-    `by`: sensitivity (highest `scores`), first, last, even, random. Raises ValueError for an unknown name
-    or more layers than there are.
+    `by`: sensitivity (highest `scores`), first, last, even, random; `matched` is worked out by stitching. Raises
+    ValueError for an unknown name or more layers than there are.
     """
     total = len(scores)
     if count > total:

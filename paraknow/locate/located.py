@@ -1,10 +1,10 @@
-"""The locate stage: sensitivities of both models, the chosen layers, the chosen blocks (METHODS 1.1 to 1.3)."""
+"""The locate stage: sensitivities and neurons of both models, chosen layers, chosen blocks (METHODS part 1)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from paraknow import data, files
 from paraknow.checkpoints import check_blocks
-from paraknow.config import EMBEDDING, Locate
+from paraknow.config import EMBEDDING, Locate, Similarity
+from paraknow.errors import InputError
+from paraknow.locate import neurons
+from paraknow.locate.agreement import COLUMNS, agreement
 from paraknow.locate.blocks import Block, choose_block
 from paraknow.locate.layers import choose_layers
 from paraknow.locate.sensitivity import Place, Sensitivity, combine, sensitivity
@@ -27,23 +30,31 @@ MAP_SIDE = 512
 
 @dataclass
 class Located:
-    """Result of locating: `sensitivity` and `layers` tables, the blocks, and `maps`.
+    """Result of locating: tables, the blocks, and `maps`. docs/METHODS.md part 1 says what the tables hold.
 
-    `maps` holds the summed |w·∇| of every matrix under "model/layer/module", pooled to at most 512² cells and
-    divided by its maximum (float16); `notes` holds that maximum ("max"), the matrix's shape and the pooling.
+    `neurons`, `attribution` and `promoted` are empty where neurons were left out; `stitching` is there where layers
+    were matched by it. `maps` holds the summed |w·∇| of every matrix under "model/layer/module", pooled to at most
+    512² cells and divided by its maximum (float16); `notes` holds that maximum ("max"), the matrix's shape and the
+    pooling.
     """
 
-    sensitivity: pd.DataFrame
-    layers: pd.DataFrame
-    blocks: list[Block]
-    maps: dict[str, np.ndarray]
-    notes: dict[str, dict]
-    warnings: list[str]
+    sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    blocks: list[Block] = field(default_factory=list)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: dict[str, dict] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
+    neurons: pd.DataFrame = field(default_factory=pd.DataFrame)
+    attribution: pd.DataFrame = field(default_factory=pd.DataFrame)
+    promoted: pd.DataFrame = field(default_factory=pd.DataFrame)
+    stitching: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def save(self, folder: Path) -> None:
-        """Write sensitivity, layers and blocks tables, block indices and pooled maps."""
-        files.write_table(folder / "sensitivity.parquet", self.sensitivity)
-        files.write_table(folder / "layers.parquet", self.layers)
+        """Write the tables that have rows, block indices and pooled maps."""
+        for name in ("sensitivity", "layers", "agreement", "neurons", "attribution", "promoted"):
+            if len(table := getattr(self, name)):
+                files.write_table(folder / f"{name}.parquet", table)
         files.write_table(folder / "blocks.parquet", blocks_table(self.blocks))
         with files.replacing(folder / "blocks.safetensors") as temporary:
             save_file(_indices(self.blocks), temporary, metadata={"blocks": json.dumps(_describe(self.blocks))})
@@ -130,25 +141,36 @@ def locate(
     settings: Locate | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    similarity: Similarity | None = None,
 ) -> Located:
-    """Sensitivity of both models on `settings.seeds` training examples of each task, then layers and blocks.
+    """Sensitivity and neurons of both models on `settings.seeds` training examples of each task; layers; blocks.
 
-    Raises InputError (no example fits, shapes that do not allow a block), RunError (NaN, named).
+    `similarity` says how layers are matched where `settings.layers` asks for that. Raises InputError (no example
+    fits, shapes that do not allow a block, layers that cannot be matched), RunError (NaN, named).
     """
     settings = settings or Locate()
     check_blocks(teacher.checkpoint, student.checkpoint, settings)
-    located = Located(pd.DataFrame(), pd.DataFrame(), [], {}, {}, [])
-    tables = []
+    located, matched, tables = Located(), None, []
+    before, whole = (1000, 3000) if settings.layers == "matched" else (0, 2000)
+    if settings.layers == "matched":
+        report = part(progress, 0, whole, "matching layers", scale=1000)
+        located.stitching, matched = _match(teacher, student, tasks, similarity or Similarity(), seed, report)
     for number, (name, loaded) in enumerate((("teacher", teacher), ("student", student))):
-        report = part(progress, number * settings.seeds * len(tasks), 2 * settings.seeds * len(tasks), name)
-        parts = _sensitivities(loaded, tasks, settings, seed, name, located.warnings, report)
+        report = part(progress, before + number * 1000, whole, name, scale=1000)
+        layers = loaded.architecture.layers
+        parts = _sensitivities(loaded, tasks, settings, seed, name, located, report)
+        chosen, shapes = list(range(layers)), {}
+        if name == "teacher":
+            scores = {task: found.layer_scores(layers) for task, found in parts.items()}
+            summed = [sum(column) for column in zip(*scores.values(), strict=True)]
+            chosen = matched or choose_layers(summed, student.architecture.layers, settings.layers, seed)
+            located.layers = _layers_table(scores, chosen, settings.layers)
+            shapes = _shares(teacher, student, settings)
+        about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed)
+        located.agreement = pd.concat([about, located.agreement], ignore_index=True)
         maps, table = combine(parts)
         tables.append(table.assign(model=name))
         if name == "teacher":
-            scores = {task: found.layer_scores(loaded.architecture.layers) for task, found in parts.items()}
-            summed = [sum(column) for column in zip(*scores.values(), strict=True)]
-            chosen = choose_layers(summed, student.architecture.layers, settings.layers, seed)
-            located.layers = _layers_table(scores, chosen, settings.layers)
             located.blocks = _choose_blocks(teacher, student, chosen, maps, settings, seed)
         arrays, notes = pooled_maps(name, maps)
         located.maps |= arrays
@@ -159,25 +181,99 @@ def locate(
     return located
 
 
+def _match(
+    teacher: Loaded,
+    student: Loaded,
+    tasks: Sequence[data.Task],
+    similarity: Similarity,
+    seed: int,
+    progress: Progress,
+) -> tuple[pd.DataFrame, list[int]]:
+    """Teacher layers by the best one-to-one monotone stitching (METHODS 3.3), and the table that says so."""
+    from paraknow.similarity.compared import compare
+
+    only = similarity.model_copy(update={"parts": ("stitching",)})
+    found = compare(teacher, student, tasks, only, seed=seed, progress=progress)
+    pairs = found.stitching[found.stitching.paired] if len(found.stitching) else found.stitching
+    if len(pairs) != student.architecture.layers:
+        why = " ".join(found.warnings) or "a layer's outputs are constant."
+        raise InputError(f"locate.layers: the layers cannot be matched: {why}")
+    return found.stitching, pairs.sort_values("student_layer").teacher_layer.tolist()
+
+
+def _shares(teacher: Loaded, student: Loaded, settings: Locate) -> dict[str, tuple[float, float]]:
+    """Sizes of the blocks of every projection, as shares of the teacher's matrix."""
+    made = {}
+    for module in settings.selected():
+        if module not in EMBEDDING:
+            whole, block = teacher.architecture.shape(module), student.architecture.shape(module)
+            made[module] = (block[0] / whole[0], block[1] / whole[1])
+    return made
+
+
 def _sensitivities(
     loaded: Loaded,
     tasks: Sequence[data.Task],
     settings: Locate,
     seed: int,
     name: str,
-    warnings: list[str],
+    located: Located,
     progress: Progress,
 ) -> dict[str, Sensitivity]:
+    """Sensitivity per task; neurons go straight into the tables of `located`."""
     context, found = min(settings.max_length, loaded.architecture.context), {}
     for number, task in enumerate(tasks):
         what = f"{task.name} seeds ({name})"
         drawn = data.sample(task.train, settings.seeds, seed)
         encoded = data.encode_all(drawn, loaded.tokenizer, context, what)
         if warning := encoded.warning(what):
-            warnings.append(warning)
-        report = part(progress, number * settings.seeds, settings.seeds * len(tasks))
+            located.warnings.append(warning)
+        report = part(progress, 2000 * number, 2000 * len(tasks), scale=1000)
         found[task.name] = sensitivity(loaded, encoded.items, report)
+        if settings.neurons != "off":
+            report = part(progress, 2000 * number + 1000, 2000 * len(tasks), scale=1000)
+            _add_neurons(located, loaded, encoded.items, settings, task.name, name, report)
     return found
+
+
+def _add_neurons(
+    located: Located,
+    loaded: Loaded,
+    items: Sequence[data.Encoded],
+    settings: Locate,
+    task: str,
+    model: str,
+    progress: Progress,
+) -> None:
+    try:
+        scored = neurons.attribute(loaded, items, settings.neurons, progress=progress)
+    except InputError as error:  # sensitivity needs no content token, so the stage goes on without neurons
+        located.warnings.append(f"{task} ({model}): {error}")
+        return
+    if scored.skipped:
+        located.warnings.append(
+            f"{task} ({model}): {len(scored.skipped)} of {len(items)} seeds have no token with a letter or digit in "
+            "their answer and take no part in the neurons' scores."
+        )
+    made = {
+        "neurons": neurons.neurons_table(scored),
+        "attribution": neurons.layers_table(scored),
+        "promoted": neurons.promoted(loaded, scored),
+        "agreement": pd.DataFrame(
+            [
+                {"about": "first_order", "model": model, "task": task, "other": "", "what": "neurons", "module": kind}
+                | {"layer": layer, "value": rho, "chance": 0.0, "lo": np.nan, "hi": np.nan, "n": len(scored.words)}
+                for (layer, kind), rho in scored.rank_correlation.items()
+            ],
+            columns=COLUMNS,
+        ).astype({"layer": "Int64"}),
+    }
+    for name, table in made.items():
+        if name != "agreement":
+            table.insert(0, "task", task)
+            table.insert(1, "model", model)
+        if len(table):
+            setattr(located, name, pd.concat([getattr(located, name), table], ignore_index=True))
 
 
 def _layers_table(scores: dict[str, list[float]], chosen: list[int], by: str) -> pd.DataFrame:

@@ -5,6 +5,7 @@ Notation: θ parameters, ℓ mean cross-entropy over an example's answer tokens,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from paraknow.progress import Progress, silent
 
 Place = tuple[int, str]  # (layer, module)
 HALF_SCALE = 4096.0  # a teacher that knows the answer has gradients below what float16 can hold
+COARSE_SIDE = 512
+CHUNK = 2**22  # weights of half precision widened at a time
 
 
 @dataclass
@@ -26,12 +29,15 @@ class Sensitivity:
 
     `maps` holds one float32 tensor of the parameter's shape per (layer, module). `table` has the columns
     seed (−1: all seeds together), layer, module, sum, mean, max, share (of the model's total for that seed).
-    `losses` holds ℓ per seed, in nats per answer token.
+    `losses` holds ℓ per seed, in nats per answer token. `halves` holds S of the first and of the second half of the
+    seeds per matrix, (2, ≤512, ≤512), summed over the cells of a grid: enough to see whether they agree, in the
+    memory of a picture. Empty where there is one seed.
     """
 
     maps: dict[Place, torch.Tensor]
     table: pd.DataFrame
     losses: list[float]
+    halves: dict[Place, torch.Tensor]
 
     def layer_scores(self, layers: int) -> list[float]:
         """Summed S of every layer's parameters, norms and biases included; the model's L layers in order."""
@@ -42,9 +48,9 @@ class Sensitivity:
 def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = silent) -> Sensitivity:
     """S over `items`, one backward pass each: the absolute value forbids batching gradients.
 
-    Each gradient is taken in a post-accumulate hook and freed there, so peak memory is the weights, one
-    float32 accumulator and one gradient. Raises RunError naming the first parameter whose gradient is not
-    finite, or the example whose loss is not. The model is left as it was found.
+    Each gradient is taken in a post-accumulate hook, turned into its score where it lies and freed there, so peak
+    memory is the weights, one float32 accumulator and one gradient. Raises RunError naming the first parameter
+    whose gradient is not finite, or the example whose loss is not. The model is left as it was found.
     """
     model, places = loaded.model, loaded.architecture.place
     named = list(model.named_parameters())
@@ -53,17 +59,25 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
     sums = torch.zeros(len(items), len(named), dtype=torch.float64, device=loaded.device)
     peaks = torch.zeros(len(items), len(named), dtype=torch.float32, device=loaded.device)
     losses = torch.zeros(len(items), dtype=torch.float32, device=loaded.device)
+    first: dict[str, torch.Tensor] = {}
     row = 0
     scale = HALF_SCALE if model.dtype == torch.float16 else 1.0
 
     def take(column: int, name: str):
         def hook(parameter: torch.Tensor) -> None:
-            assert parameter.grad is not None
-            score = parameter.detach().to(torch.float32, copy=True).mul_(parameter.grad).abs_().div_(scale)
+            gradient = parameter.grad
+            assert gradient is not None
             parameter.grad = None
-            total[name] += score
-            sums[row, column] = score.sum(dtype=torch.float64)
-            peaks[row, column] = score.max()
+            # float32 scores take the gradient's own place; halves are widened piece by piece
+            size = gradient.numel() if gradient.dtype == torch.float32 else CHUNK
+            parts = [t.reshape(-1).split(size) for t in (parameter.detach(), gradient, total[name])]
+            for weight, slope, into in zip(*parts, strict=True):
+                score = slope.float().mul_(weight).abs_()
+                if scale != 1.0:
+                    score.div_(scale)
+                into.add_(score)
+                sums[row, column] += score.view(-1, _width(score)).sum(1).sum(dtype=torch.float64)
+                peaks[row, column] = torch.maximum(peaks[row, column], score.max())
 
         return hook
 
@@ -77,6 +91,8 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
                 loss = model(input_ids=ids, labels=labels, use_cache=False).loss
                 (loss * scale).backward()
                 losses[row] = loss.detach()
+                if row + 1 == len(items) // 2:
+                    first = {name: coarse(total[name]) for name, p in named if p.ndim == 2}
                 progress(row + 1, len(items))
         finally:
             for handle in handles:
@@ -91,7 +107,26 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
         ],
         ignore_index=True,
     )
-    return Sensitivity({places(name): total[name] for name, _ in named}, table, losses.tolist())
+    halves = {
+        places(name): torch.stack([half, (coarse(total[name]) - half).clamp_min_(0)]) for name, half in first.items()
+    }
+    return Sensitivity({places(name): total[name] for name, _ in named}, table, losses.tolist(), halves)
+
+
+def _width(score: torch.Tensor) -> int:
+    """A divisor to sum by: pairwise sums of short rows keep what one long float32 sum would lose."""
+    return math.gcd(score.numel(), 2**12)
+
+
+def coarse(matrix: torch.Tensor, side: int = COARSE_SIDE) -> torch.Tensor:
+    """Sums over the cells of a grid of at most side × side cells, float32; the matrix itself where it is smaller."""
+    for axis in (0, 1):
+        length = matrix.shape[axis]
+        if length > side:
+            cells = torch.arange(length, device=matrix.device) * side // length
+            shape = (side, matrix.shape[1]) if axis == 0 else (matrix.shape[0], side)
+            matrix = torch.zeros(shape, device=matrix.device).index_add_(axis, cells, matrix)
+    return matrix.clone()
 
 
 def _rows(seed: int, sums: torch.Tensor, peaks: torch.Tensor, entries: list[tuple[Place, int]]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The stages of a run: load, locate, align, tune, evaluate. Each reads what earlier ones left in the run
+"""The stages of a run: load, locate, similarity, align, tune, evaluate. Each reads what earlier ones left in the run
 folder and writes its own artifacts, so that a broken run goes on where it stopped."""
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from paraknow.methods.base import Align, Candidate, Start
 from paraknow.models import Loaded, load
 from paraknow.progress import Progress, part
 from paraknow.runs.store import Run
+from paraknow.similarity.compared import compare
 
 Warn = Callable[[str], None]
 
@@ -120,13 +121,29 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
 
 
 def stage_locate(session: Session, progress: Progress) -> None:
-    """Sensitivities, layers and blocks into locate/."""
-    config, models = session.config, session.models
-    tasks = session.tasks(config.task)
-    result = locate(models["teacher"], models["student"], tasks, config.locate, config.seed, progress)
+    """Sensitivities, neurons, layers and blocks into locate/."""
+    config, tasks = session.config, session.tasks(session.config.task)
+    pair = (session.models["teacher"], session.models["student"])
+    result = locate(*pair, tasks, config.locate, config.seed, progress, config.similarity)
     for warning in result.warnings:
         session.warn(warning)
+    if len(result.stitching):
+        files.write_table(session.run.path("similarity", "stitching.parquet"), result.stitching)
     result.save(session.run.path("locate"))
+
+
+def stage_similarity(session: Session, progress: Progress) -> None:
+    """How alike the two models are, and how the blocks lie to the student's weights, into similarity/."""
+    config, settings = session.config, session.config.similarity
+    if session.run.path("similarity", "stitching.parquet").is_file():  # layers were matched by it
+        settings = settings.model_copy(update={"parts": tuple(p for p in settings.parts if p != "stitching")})
+    blocks = Located.load_blocks(session.run.path("locate"))
+    rank = getattr(session.checked.candidates[0].settings, "rank", 16)
+    pair, tasks = (session.models["teacher"], session.models["student"]), session.tasks(config.task)
+    result = compare(*pair, tasks, settings, blocks, rank, config.seed, progress)
+    for warning in result.warnings:
+        session.warn(warning)
+    result.save(session.run.path("similarity"))
 
 
 def stage_align(session: Session, progress: Progress) -> None:
@@ -320,6 +337,7 @@ def _limited(examples: tuple[data.Example, ...], limit: int | None) -> list[data
 STAGES: dict[str, Callable[[Session, Progress], None]] = {
     "load": stage_load,
     "locate": stage_locate,
+    "similarity": stage_similarity,
     "align": stage_align,
     "tune": stage_tune,
     "evaluate": stage_evaluate,

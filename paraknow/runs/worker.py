@@ -25,7 +25,7 @@ from paraknow.progress import Progress
 from paraknow.runs import queue, store
 from paraknow.runs.store import Run
 
-STAGE_NAMES = ("load", "locate", "align", "tune", "evaluate")
+STAGE_NAMES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 WRITE_EVERY = 0.5  # seconds between two writings of status.json
 log = logging.getLogger("paraknow")
 

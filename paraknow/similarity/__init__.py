@@ -1,0 +1,1 @@
+"""How alike teacher and student are, in behaviour and in parameters (METHODS part 3)."""
