@@ -127,7 +127,7 @@ def agreement(
         if found.halves:
             halves = [{place: both[k] for place, both in found.halves.items()} for k in (0, 1)]
             compare("split_half", (task, ""), halves, n)
-    whole = {task: {p: h.sum(0) for p, h in found.halves.items()} for task, found in parts.items() if found.halves}
+    whole = {task: {p: h[0] + h[1] for p, h in found.halves.items()} for task, found in parts.items() if found.halves}
     for one, other in combinations(whole, 2):
         n = min(len(parts[task].losses) for task in (one, other))
         both = np.array([parts[task].layer_scores(layers) for task in (one, other)])

@@ -229,7 +229,7 @@ def _sensitivities(
         if warning := encoded.warning(what):
             located.warnings.append(warning)
         report = part(progress, 2000 * number, 2000 * len(tasks), scale=1000)
-        found[task.name] = sensitivity(loaded, encoded.items, report)
+        found[task.name] = sensitivity(loaded, encoded.items, report, halves=True)
         if settings.neurons != "off":
             report = part(progress, 2000 * number + 1000, 2000 * len(tasks), scale=1000)
             _add_neurons(located, loaded, encoded.items, settings, task.name, name, report)

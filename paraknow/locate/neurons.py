@@ -54,8 +54,8 @@ class Attribution:
 
 
 @dataclass
-class _States:
-    """What the seeds leave at their positions, float32: (seeds, L, ·), and c (seeds,)."""
+class States:
+    """What the seeds leave at the position before their word, float32: (seeds, L, ·); c and words are (seeds,)."""
 
     x: torch.Tensor
     attention: torch.Tensor
@@ -63,6 +63,8 @@ class _States:
     u: torch.Tensor
     m: torch.Tensor
     c: torch.Tensor
+    words: torch.Tensor
+    skipped: list[int]
 
 
 def content_position(ids: Sequence[int], answer_start: int, tokenizer: Any) -> int | None:
@@ -84,59 +86,55 @@ def attribute(
     budget: int | None = None,
     progress: Progress = silent,
 ) -> Attribution:
-    """Score every neuron of every layer on `items` (METHODS 1.4).
-
-    `how`: `exact` puts each neuron's own contribution through the lens, in chunks so that neurons × vocabulary
-    stays under `budget` float32 numbers; `first_order` follows the derivative and needs no such matrix. With
-    `exact` both are computed and their Spearman correlation is reported.
+    """Score every neuron of every layer on `items` (METHODS 1.4): `collect`, then `score`.
 
     Raises InputError (no seed has a content token, or the head caps its logits), RunError (NaN, with the layer).
     The model is left as it was found.
     """
+    layers = loaded.architecture.layers
+    states = collect(loaded, items, part(progress, 0, len(items) + layers))
+    return score(loaded, states, how, budget, part(progress, len(items), len(items) + layers))
+
+
+@torch.no_grad()
+def score(
+    loaded: Loaded, states: States, how: str = "exact", budget: int | None = None, progress: Progress = silent
+) -> Attribution:
+    """Score every neuron from what the seeds left.
+
+    `how`: `exact` puts each neuron's own contribution through the lens, in chunks so that neurons × vocabulary
+    stays under `budget` float32 numbers; `first_order` follows the derivative and needs no such matrix. With
+    `exact` both are computed and their Spearman correlation is reported.
+    """
     if how not in ("exact", "first_order"):
         raise ValueError(f"unknown way to attribute: {how!r}")
-    if getattr(loaded.model.config, "final_logit_softcapping", None):
-        raise InputError(f"attribution: {loaded.checkpoint.spec!r} caps its logits, which the lens cannot follow.")
     budget = budget or (CPU_BUDGET if loaded.device.type == "cpu" else BUDGET)
-    positions = [content_position(item.ids, item.answer_start, loaded.tokenizer) for item in items]
-    kept = [(item, p) for item, p in zip(items, positions, strict=True) if p is not None]
-    if not kept:
-        raise InputError(
-            "attribution: no seed's answer holds a token with a letter or digit, so no word can be traced."
-        )
-    layers = loaded.architecture.layers
-    states = _collect(loaded, kept, part(progress, 0, len(kept) + layers))
-    words = torch.tensor([item.ids[p] for item, p in kept], device=loaded.device)
-    found = Attribution({}, {}, torch.empty(0), torch.empty(0), {}, [], [], {})
-    found.words = [loaded.tokenizer.decode([int(w)]) for w in words]
-    found.skipped = [i for i, p in enumerate(positions) if p is None]
-    with torch.no_grad():
-        read = _readout(loaded)
-        whole = []
-        for layer in range(layers):
-            bases = {"attention": states.x[:, layer], "ffn": states.x[:, layer] + states.attention[:, layer]}
-            added = {"attention": states.attention[:, layer], "ffn": states.ffn[:, layer]}
-            neurons = {"attention": (states.u[:, layer], "o"), "ffn": (states.m[:, layer], "down")}
-            row = []
-            for kind in SUBLAYERS:
-                own, module = neurons[kind]
-                matrix = loaded.weight(module, layer)
-                base = (bases[kind] * states.c[:, None]) @ read.T
-                weights = own * states.c[:, None]
-                first = weights * (_slope(base.softmax(-1), words, read) @ matrix.float())
-                exact = first if how == "first_order" else _exact(base, words, weights, matrix, read, budget)
-                key = (layer, kind)
-                found.scores[key], found.first_order[key] = exact.sum(0), first.sum(0)
-                found.activation[key] = weights.mean(0)
-                # A sublayer is one more neuron, whose column is its whole output.
-                gain = _sublayer(base, words, added[kind] * states.c[:, None], read)
-                row.append(torch.stack([gain, exact.sum(1)], -1))
-                if how == "exact":
-                    found.rank_correlation[key] = _spearman(found.scores[key], found.first_order[key])
-            for kept_scores in (found.scores, found.first_order):
-                kept_scores[(layer, "value")] = _value_rows(kept_scores[(layer, "attention")], loaded)
-            whole.append(torch.stack(row, 1))
-            progress(len(kept) + layer + 1, len(kept) + layers)
+    read, words, whole = _readout(loaded), states.words, []
+    texts = [loaded.tokenizer.decode([word]) for word in words.tolist()]
+    found = Attribution({}, {}, torch.empty(0), torch.empty(0), {}, texts, states.skipped, {})
+    for layer in range(loaded.architecture.layers):
+        x, attention = states.x[:, layer], states.attention[:, layer]
+        sublayers = {
+            "attention": (x, attention, states.u[:, layer], "o"),
+            "ffn": (x + attention, states.ffn[:, layer], states.m[:, layer], "down"),
+        }
+        row = []
+        for kind, (residual, output, activations, module) in sublayers.items():
+            key, matrix = (layer, kind), loaded.weight(module, layer)
+            base, weights = (residual * states.c[:, None]) @ read.T, activations * states.c[:, None]
+            first = weights * (_slope(base.softmax(-1), words, read) @ matrix.float())
+            scores = first if how == "first_order" else _exact(base, words, weights, matrix, read, budget)
+            found.scores[key], found.first_order[key] = scores.sum(0), first.sum(0)
+            found.activation[key] = weights.mean(0)
+            # A sublayer is one more neuron, whose column is its whole output.
+            gain = _sublayer(base, words, output * states.c[:, None], read)
+            row.append(torch.stack([gain, scores.sum(1)], -1))
+            if how == "exact":
+                found.rank_correlation[key] = _spearman(found.scores[key], found.first_order[key])
+        for kept in (found.scores, found.first_order):
+            kept[(layer, "value")] = _value_rows(kept[(layer, "attention")], loaded)
+        whole.append(torch.stack(row, 1))
+        progress(layer + 1, loaded.architecture.layers)
     stacked = torch.stack(whole, 1).cpu()  # (seeds, L, 2 sublayers, own | summed)
     found.layer_scores, found.summed = stacked[..., 0], stacked[..., 1]
     return found
@@ -252,7 +250,19 @@ def _reading(loaded: Loaded, taken: dict[str, list[torch.Tensor]]) -> Iterator[N
             handle.remove()
 
 
-def _collect(loaded: Loaded, kept: Sequence[tuple[Encoded, int]], progress: Progress) -> _States:
+def collect(loaded: Loaded, items: Sequence[Encoded], progress: Progress = silent) -> States:
+    """Run the model on every seed up to its last content token and keep what its layers did there.
+
+    Raises InputError (no seed has a content token, or the head caps its logits), RunError (NaN, with the layer).
+    """
+    if getattr(loaded.model.config, "final_logit_softcapping", None):
+        raise InputError(f"attribution: {loaded.checkpoint.spec!r} caps its logits, which the lens cannot follow.")
+    positions = [content_position(item.ids, item.answer_start, loaded.tokenizer) for item in items]
+    kept = [(item, p) for item, p in zip(items, positions, strict=True) if p is not None]
+    if not kept:
+        raise InputError(
+            "attribution: no seed's answer holds a token with a letter or digit, so no word can be traced."
+        )
     names = ("x", "attention", "ffn", "u", "m")
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in (*names, "h")}
     training = loaded.model.training
@@ -275,7 +285,8 @@ def _collect(loaded: Loaded, kept: Sequence[tuple[Encoded, int]], progress: Prog
             raise RunError(f"attribution: the {what} of layer {int(bad[0])} is NaN or infinite.")
     last = stacked.pop("h")[:, 0]
     c = (last.square().mean(-1) + loaded.model.config.rms_norm_eps).rsqrt()
-    return _States(**stacked, c=c)
+    words = torch.tensor([item.ids[p] for item, p in kept], device=loaded.device)
+    return States(**stacked, c=c, words=words, skipped=[i for i, p in enumerate(positions) if p is None])
 
 
 # -- tables ------------------------------------------------------------------------------------------

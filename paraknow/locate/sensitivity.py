@@ -30,14 +30,14 @@ class Sensitivity:
     `maps` holds one float32 tensor of the parameter's shape per (layer, module). `table` has the columns
     seed (−1: all seeds together), layer, module, sum, mean, max, share (of the model's total for that seed).
     `losses` holds ℓ per seed, in nats per answer token. `halves` holds S of the first and of the second half of the
-    seeds per matrix, (2, ≤512, ≤512), summed over the cells of a grid: enough to see whether they agree, in the
-    memory of a picture. Empty where there is one seed.
+    seeds per matrix, two of at most 512², summed over the cells of a grid: enough to see whether they agree, in the
+    memory of two pictures. Empty where it was not asked for, or there is one seed.
     """
 
     maps: dict[Place, torch.Tensor]
     table: pd.DataFrame
     losses: list[float]
-    halves: dict[Place, torch.Tensor]
+    halves: dict[Place, tuple[torch.Tensor, torch.Tensor]]
 
     def layer_scores(self, layers: int) -> list[float]:
         """Summed S of every layer's parameters, norms and biases included; the model's L layers in order."""
@@ -45,8 +45,12 @@ class Sensitivity:
         return [float(whole[k]) for k in range(layers)]
 
 
-def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = silent) -> Sensitivity:
+def sensitivity(
+    loaded: Loaded, items: Sequence[Encoded], progress: Progress = silent, halves: bool = False
+) -> Sensitivity:
     """S over `items`, one backward pass each: the absolute value forbids batching gradients.
+
+    With `halves`, the first and the second half of the seeds are kept apart as well, on a coarse grid.
 
     Each gradient is taken in a post-accumulate hook, turned into its score where it lies and freed there, so peak
     memory is the weights, one float32 accumulator and one gradient. Raises RunError naming the first parameter
@@ -77,7 +81,7 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
                     score.div_(scale)
                 into.add_(score)
                 sums[row, column] += score.view(-1, _width(score)).sum(1).sum(dtype=torch.float64)
-                peaks[row, column] = torch.maximum(peaks[row, column], score.max())
+                peaks[row, column] = torch.maximum(peaks[row, column], score.amax())
 
         return hook
 
@@ -86,12 +90,14 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
         try:
             for row, item in enumerate(items):
                 ids = torch.tensor([item.ids], device=loaded.device)
-                labels = ids.clone()
-                labels[:, : item.answer_start] = -100
-                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+                answer = len(item.ids) - item.answer_start
+                # Only what predicts the answer goes through the head: logits are the widest activations.
+                logits = model(input_ids=ids, use_cache=False, logits_to_keep=answer + 1).logits[0, :-1]
+                loss = torch.nn.functional.cross_entropy(logits.float(), ids[0, item.answer_start :])
+                del logits
                 (loss * scale).backward()
                 losses[row] = loss.detach()
-                if row + 1 == len(items) // 2:
+                if halves and row + 1 == len(items) // 2:
                     first = {name: coarse(total[name]) for name, p in named if p.ndim == 2}
                 progress(row + 1, len(items))
         finally:
@@ -107,10 +113,8 @@ def sensitivity(loaded: Loaded, items: Sequence[Encoded], progress: Progress = s
         ],
         ignore_index=True,
     )
-    halves = {
-        places(name): torch.stack([half, (coarse(total[name]) - half).clamp_min_(0)]) for name, half in first.items()
-    }
-    return Sensitivity({places(name): total[name] for name, _ in named}, table, losses.tolist(), halves)
+    both = {places(name): (half, (coarse(total[name]) - half).clamp_min_(0)) for name, half in first.items()}
+    return Sensitivity({places(name): total[name] for name, _ in named}, table, losses.tolist(), both)
 
 
 def _width(score: torch.Tensor) -> int:

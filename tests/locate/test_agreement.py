@@ -23,11 +23,11 @@ def seeds(tokenizer, count):
 def test_halves_are_the_sums_over_each_half(tiny_pair):
     teacher, _ = tiny_pair
     items = seeds(teacher.tokenizer, 5)
-    both, first, second = (sensitivity(teacher, part) for part in (items, items[:2], items[2:]))
+    both, first, second = (sensitivity(teacher, part, halves=True) for part in (items, items[:2], items[2:]))
     for place, halves in both.halves.items():
         torch.testing.assert_close(halves[0], coarse(first.maps[place]), rtol=1e-4, atol=1e-9)
         torch.testing.assert_close(halves[1], coarse(second.maps[place]), rtol=1e-3, atol=1e-7)
-    assert sensitivity(teacher, items[:1]).halves == {}
+    assert sensitivity(teacher, items[:1], halves=True).halves == sensitivity(teacher, items).halves == {}
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (600, 3), (1025, 513), (512, 512)])

@@ -1,0 +1,148 @@
+"""Sensitivity, block choice and neuron attribution against the literal way of doing the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.measure import Ratio, peak_bytes, slow_down, speed_up
+from benchmarks.models import SMALL, llama, seeds
+from paraknow.data import Encoded
+from paraknow.locate.blocks import best_window
+from paraknow.locate.neurons import attribute, collect, score
+from paraknow.locate.sensitivity import sensitivity
+from paraknow.models import Loaded, gradients_on
+
+
+def bare_passes(loaded: Loaded, items: Sequence[Encoded]) -> None:
+    """Forward and backward on the same seeds. Gradients stay where backward adds them up, as in any such loop."""
+    with gradients_on(loaded.model):
+        for item in items:
+            ids = torch.tensor([item.ids], device=loaded.device)
+            labels = ids.clone()
+            labels[:, : item.answer_start] = -100
+            loaded.model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+
+
+def sensitivity_cost(
+    device: torch.device, sizes: dict | None = None, dtype: torch.dtype = torch.float32
+) -> list[Ratio]:
+    """Time and peak memory over the bare passes', on seeds of 512 tokens."""
+    loaded = llama(device, dtype, **(sizes or SMALL))
+    items = seeds(4, 512, loaded.architecture.vocabulary)
+
+    def ours() -> None:
+        sensitivity(loaded, items)
+
+    def theirs() -> None:
+        bare_passes(loaded, items)
+
+    time = slow_down("sensitivity, time", "bare forward and backward passes", ours, theirs, 1.2)
+    sizes_of = [p.numel() for p in loaded.model.parameters()]
+    width = loaded.model.dtype.itemsize
+    bare, own = peak_bytes(theirs, device), peak_bytes(ours, device)
+    allowed = bare - sum(sizes_of) * width + 4 * sum(sizes_of) + max(sizes_of) * width
+    what = "sensitivity, peak memory"
+    rival = "bare peak − all gradients + accumulator + largest gradient"
+    return [time, Ratio(what, rival, own / allowed, 1.05, False, [float(own), float(allowed)])]
+
+
+def literal_window(scores: torch.Tensor, n: int, m: int) -> tuple[int, int]:
+    """Every offset's sum in turn."""
+    best, place = -1.0, (0, 0)
+    for row in range(scores.shape[0] - n + 1):
+        for col in range(scores.shape[1] - m + 1):
+            total = scores[row : row + n, col : col + m].sum().item()
+            if total > best:
+                best, place = total, (row, col)
+    return place
+
+
+def block_choice(device: torch.device) -> list[Ratio]:
+    """The best 640² block of a 1280² map: the same answer, at least 100 times as fast."""
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.rand(1280, 1280, generator=draw).to(device)
+    scores[200:840, 300:940] += 0.01  # so that no two windows tie in float32
+    found: list[tuple[int, int]] = []
+    result = speed_up(
+        "block choice, 640² of 1280²",
+        "a loop over all offsets",
+        lambda: found.append(best_window(scores, 640, 640)),
+        lambda: found.append(literal_window(scores, 640, 640)),
+        100,
+        rounds=1,
+    )
+    if len(set(found)) != 1:
+        raise AssertionError(f"the two ways choose different blocks: {sorted(set(found))}")
+    return [result]
+
+
+@torch.no_grad()
+def literal_neurons(loaded: Loaded, item: Encoded, layer: int, count: int) -> torch.Tensor:
+    """log p of the word with one FFN neuron added, neuron by neuron, for the first `count` of a layer."""
+    states: dict[str, torch.Tensor] = {}
+    model, position = loaded.model, len(item.ids) - 2
+    block = model.model.layers[layer]
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda _, given: states.update(normed=given[0])),
+        block.post_attention_layernorm.register_forward_pre_hook(lambda _, given: states.update(r=given[0])),
+        block.mlp.down_proj.register_forward_pre_hook(lambda _, given: states.update(m=given[0])),
+        model.model.layers[-1].register_forward_hook(
+            lambda _, __, out: states.update(h=out[0] if isinstance(out, tuple) else out)
+        ),
+    ]
+    try:
+        model(input_ids=torch.tensor([item.ids], device=loaded.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    h, r, m = (states[k][0, position].float() for k in ("h", "r", "m"))
+    c = (h.square().mean() + model.config.rms_norm_eps).rsqrt()
+    gamma, head, down = (
+        model.model.norm.weight.float(),
+        model.lm_head.weight.float(),
+        block.mlp.down_proj.weight.float(),
+    )
+    word = item.ids[position + 1]
+
+    def log_p(v: torch.Tensor) -> torch.Tensor:
+        logits = head @ (gamma * v * c)
+        return logits[word] - logits.logsumexp(0)
+
+    start = log_p(r)
+    return torch.stack([log_p(r + m[i] * down[:, i]) - start for i in range(count)])
+
+
+def attribution(device: torch.device, limit: float, sizes: dict | None = None) -> list[Ratio]:
+    """Exact scores against one lens per neuron, first-order scores against exact ones; one seed, whole layers."""
+    loaded = llama(device, **(sizes or {**SMALL, "num_hidden_layers": 2}))
+    items = seeds(1, 64, loaded.architecture.vocabulary)
+    a = loaded.architecture
+    neurons = a.layers * (a.ffn + a.heads * a.head_dim)
+
+    def theirs() -> None:
+        # as many neurons as ours scores: an attention neuron costs what an FFN neuron costs
+        for layer in range(a.layers):
+            literal_neurons(loaded, items[0], layer, min(a.ffn, neurons // a.layers))
+            literal_neurons(loaded, items[0], layer, max(0, neurons // a.layers - a.ffn))
+
+    exact = attribute(loaded, items).scores[(1, "ffn")]
+    literal = literal_neurons(loaded, items[0], 1, a.ffn)
+    gap = float((exact - literal).abs().max() / literal.abs().max())
+    if gap > 1e-2:
+        raise AssertionError(f"exact attribution differs from the literal one by {gap:.2g} of its largest score")
+    many = collect(loaded, seeds(32, 64, loaded.architecture.vocabulary))
+    return [
+        speed_up(
+            "exact attribution, 1 seed", "one lens per neuron", lambda: attribute(loaded, items), theirs, limit, 3
+        ),
+        speed_up(
+            "first-order scores, 32 seeds read already",
+            "exact scores",
+            lambda: score(loaded, many, "first_order"),
+            lambda: score(loaded, many),
+            20,
+            3,
+        ),
+    ]
