@@ -20,6 +20,7 @@ QUICK = {
     "method": {"name": "seeking", "rank": 4},
     "controls": ["zero"],
     "locate": {"seeds": 2, "max_length": 64},
+    "similarity": {"examples": 16, "tokens": 1, "permutations": 2, "resamples": 100, "untrained": False},
     "tune": {"epochs": 1, "max_length": 64},
     "evaluate": {"limit": 2},
 }
@@ -141,6 +142,23 @@ def test_bad_17th_line_and_empty_answer(refused, tmp_path):
     assert "line 31: the answer is empty" in refused(task=str(path))
 
 
+def test_one_example_cannot_compare_models(refused, tmp_path):
+    folder = tmp_path / "facts"
+    folder.mkdir()
+    for split, count in (("train", 1), ("align", 4), ("test", 4)):
+        rows = [{"question": f"{split} {i}", "answer": "a"} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "the train split of" in (sentence := refused(task=str(folder)))
+    assert "has 1 example, and comparing two models needs at least 4" in sentence
+    assert "needs at least 4" in refused(task=str(folder), arguments=["similarity", str(tmp_path / "config.yaml")])
+
+
+def test_similarity_settings(refused):
+    assert "'similarity.examples': input should be greater than or equal to 4" in refused(similarity={"examples": 1})
+    assert "unknown key 'similarity.token'; did you mean 'tokens'" in refused(similarity={"token": 1})
+    assert "'similarity.parts" in refused(similarity={"parts": ["kca"]})
+
+
 def test_oracle_off_the_clone_pair(refused):
     assert "needs a cloned pair" in refused(method="oracle")
 
@@ -234,7 +252,7 @@ def test_diverging_loss_names_the_step_and_can_be_resumed(failed, monkeypatch, c
     sentence, folder = failed(tune={"epochs": 5, "max_length": 64, "batch_size": 64})
     assert "the loss or its gradient is NaN or infinite at step 3 of" in sentence
     status = json.loads((folder / "status.json").read_text())
-    assert status["stages"] == ["load", "locate", "align"] and status["stage"] == "tune"
+    assert status["stages"] == ["load", "locate", "similarity", "align"] and status["stage"] == "tune"
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "--resume", folder.name, "--json"])
     assert stop.value.code == 0 and json.loads(capsys.readouterr().out)["rows"]
@@ -276,3 +294,53 @@ def test_long_examples_are_cut_and_counted(tmp_path, runs, capsys):
     ]
     cut = sum(e.messages[0][1] == "word " * 200 for e in data.load_task(str(task)).train)
     assert any(f"{cut} of 16 prompts were cut from the left" in w for w in warnings)
+
+
+def warnings_of(capsys) -> tuple[list[str], Path]:
+    folder = Path(json.loads(capsys.readouterr().out)["folder"])
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [e["warning"] for e in events if "warning" in e], folder
+
+
+@pytest.mark.parametrize("answers", [("yes", "?!"), ("?!", "...")])
+def test_answers_without_a_word_are_counted(tmp_path, runs, capsys, answers):
+    """Neurons are traced by the answer's last word: seeds without one are left out, and that is said."""
+    task, path = tmp_path / "t.jsonl", tmp_path / "c.yaml"
+    task.write_text("\n".join(json.dumps({"question": f"q{i}", "answer": answers[i % 2]}) for i in range(30)))
+    path.write_text(yaml.safe_dump({**QUICK, "task": str(task), "locate": {"seeds": 24, "max_length": 64}}))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["locate", str(path), "--json"])
+    assert stop.value.code == 0
+    warnings, folder = warnings_of(capsys)
+    some = answers[0] == "yes"
+    said = "of 24 seeds have no token with a letter or digit" if some else "no word can be traced"
+    assert sum(said in w for w in warnings) == 2  # teacher and student
+    assert (folder / "locate" / "neurons.parquet").exists() == some
+    assert (folder / "locate" / "sensitivity.parquet").exists()
+
+
+def test_activations_that_are_not_finite_name_the_layer(failed, checkpoint, tmp_path):
+    """Finite weights whose product overflows: noticed where it happens, not in a table of NaN."""
+    folder = Path(shutil.copytree(checkpoint("llama", seed=9), tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] *= 1e30
+    weights["model.layers.1.mlp.gate_proj.weight"] *= 1e30
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    same = {"teacher": str(folder), "student": str(folder)}
+    off = {"seeds": 2, "max_length": 64, "neurons": "off"}
+    sentence, _ = failed(pair=same, locate={**off, "layers": "matched"})
+    assert "residual stream after layer 1 of the teacher is NaN or infinite" in sentence
+
+
+def test_constant_outputs_are_shown_as_missing(tmp_path, runs, capsys):
+    folder = copy_of("student", tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.k_proj.weight"] *= 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**QUICK, **pair("demo:teacher", folder)}))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["similarity", str(path), "--json"])
+    assert stop.value.code == 0
+    warnings, _ = warnings_of(capsys)
+    assert any("CKA of k is undefined for 6 of 24 layer pairs" in w for w in warnings)

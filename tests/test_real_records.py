@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 
@@ -38,3 +39,40 @@ def test_all_stages(benchmark_data, tmp_path, runs, capsys, file, choices):
     assert (rows["seeking"]["bits"] is not None) == choices
     items = pd.read_parquet(runs / printed["run"] / "evaluate" / "items.parquet")
     assert items.candidates.notna().all() == choices
+
+
+def humaneval(folder, out):
+    """HumanEval's problems as text to be continued: prompt and canonical solution, as published."""
+    with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "rt") as stream:
+        records = [json.loads(line) for line in stream]
+    lines = [json.dumps({"prompt": r["prompt"], "completion": r["canonical_solution"]}) for r in records]
+    (out / "humaneval.jsonl").write_text("\n".join(lines))
+    return out / "humaneval.jsonl"
+
+
+def test_locate_and_compare_on_two_benchmarks_at_once(benchmark_data, tmp_path, runs, capsys):
+    """GSM8K and HumanEval text: sensitivity, neurons and CKA of both, and how far the two tasks agree."""
+    path = tmp_path / "c.yaml"
+    config = {
+        "pair": {"teacher": "demo:teacher", "student": "demo:student"},
+        "task": [str(benchmark_data / "gsm8k" / "train_2000.jsonl"), str(humaneval(benchmark_data, tmp_path))],
+        "method": {"name": "seeking", "rank": 8},
+        "locate": {"seeds": 6, "max_length": 256},
+        "similarity": {"examples": 48, "tokens": 3, "max_length": 256, "permutations": 8, "resamples": 100},
+    }
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["similarity", str(path), "--json"])
+    assert stop.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {r["task"] for r in printed["cka"]} == set(config["task"]) and len(printed["cka"]) == 20
+    assert all(0 < r["cka"] <= 1.01 and abs(r["null"]) < 0.05 and r["n"] > 60 for r in printed["cka"])
+    folder = runs / printed["run"]
+    agreement = pd.read_parquet(folder / "locate" / "agreement.parquet")
+    assert {"split_half", "tasks", "first_order"} == set(agreement.about)
+    neurons = pd.read_parquet(folder / "locate" / "neurons.parquet")
+    assert set(neurons.kind) == {"ffn", "attention", "value"} and neurons.score.map(math.isfinite).all()
+    promoted = pd.read_parquet(folder / "locate" / "promoted.parquet")
+    assert promoted.tokens.map(len).eq(8).all()
+    tasks = pd.read_parquet(folder / "similarity" / "tasks.parquet")
+    assert tasks.rank_correlation.between(-1, 1).all() and len(tasks) == 10

@@ -40,12 +40,17 @@ def test_a_run_leaves_the_documented_folder(runs):
     names = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
     expected = {"config.yaml", "status.json", "events.jsonl", "environment.json", "worker.log", "evaluate/deltas.json"}
     expected |= {f"locate/{n}.parquet" for n in ("sensitivity", "layers", "blocks")} | {"evaluate/items.parquet"}
+    expected |= {f"locate/{n}.parquet" for n in ("neurons", "attribution", "promoted", "agreement")}
+    expected |= {f"similarity/{n}.parquet" for n in ("cka", "stitching", "weights", "spectra")}
     expected |= {f"adapters/{m}/{s}/adapter_model.safetensors" for m in ("seeking", "gaussian", "zero") for s in (0, 1)}
     assert expected <= names
     columns = {
         "locate/sensitivity": "task model seed layer module sum mean max share",
         "locate/layers": "task model layer by score chosen student_layer",
         "locate/blocks": "module teacher_layer student_layer row col rows cols share",
+        "locate/neurons": "task model layer kind neuron score",
+        "similarity/cka": "task module teacher_layer student_layer cka null untrained lo hi n",
+        "similarity/stitching": "teacher_layer student_layer r2",
         "evaluate/items": "task group doc_id doc_hash model seed prompt target answer correct logprob candidates "
         "candidate_logprobs",
     }
@@ -69,7 +74,7 @@ def test_the_same_seed_gives_the_same_numbers(runs):
     assert first == second
 
 
-@pytest.mark.parametrize("stage", ["locate", "tune", "evaluate"])
+@pytest.mark.parametrize("stage", ["locate", "similarity", "tune", "evaluate"])
 def test_cancel_and_resume(runs, stage):
     config_ = quick(baselines=["gaussian"])
     run, whole = store.create(config_), store.create(config_)
