@@ -21,6 +21,14 @@ KEPT = (
     "locate/sensitivity.parquet",
     "locate/layers.parquet",
     "locate/blocks.parquet",
+    "locate/agreement.parquet",
+    "locate/neurons.parquet",
+    "locate/attribution.parquet",
+    "locate/promoted.parquet",
+    "similarity/cka.parquet",
+    "similarity/stitching.parquet",
+    "similarity/weights.parquet",
+    "similarity/spectra.parquet",
     "align/starts.parquet",
     "adapters/reload.json",
     "evaluate/items.parquet",
@@ -37,7 +45,7 @@ def record(run: Run, root: Path) -> Path:
     if run.status().get("state") != "done":
         raise InputError(f"run {run.id} is not done, so it cannot be recorded.")
     with files.replacing_folder(root / run.id) as folder:
-        for name in KEPT:
+        for name in (n for n in KEPT if run.path(n).is_file()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.path(name), folder / name)
         arrays, notes = {}, {}
