@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell
+from pages.parts import artifacts, seeds, shell
 from paraknow.figures import heatmaps, layers
 
 SIDES = ("teacher", "student")
@@ -32,7 +32,7 @@ value = right.segmented_control(
     persist_state="session",
     help="What a cell holds.",
 )
-seeds = table[(table.task == task) & (table.seed >= 0)].seed.nunique()
+count = table[(table.task == task) & (table.seed >= 0)].seed.nunique()
 whole = table[(table.task == task) & (table.seed == -1)]
 
 
@@ -78,7 +78,7 @@ def layer_maps() -> None:
     shell.how_to_read(
         "One cell is one matrix; brighter means the answer depends more on it. Both maps share one logarithmic "
         f"colour range, clipped at percentiles {heatmaps.CLIP[0]:.0f} and {heatmaps.CLIP[1]:.0f} of all cells. "
-        f"Task {shell.escape(task)}, n = {seeds} seed examples from its training split. Not drawn: "
+        f"Task {shell.escape(task)}, n = {count} seed examples from its training split. Not drawn: "
         f"{extra or 'nothing'}. **Click a cell** to open that matrix."
     )
     shell.csv(whole.drop(columns="seed"), f"{run.id}-sensitivity", "sensitivity")
@@ -186,7 +186,7 @@ def matrix_view(model: str, layer: int, module: str) -> None:
     )
     shell.how_to_read(
         f"{pooled} Logarithmic colours, clipped at percentiles 5 and 99.9 of this matrix; values are summed over "
-        f"all tasks and their {seeds} seed examples, in nats. {words} **Draw a box** on the map to look closer."
+        f"all tasks and their {count} seed examples, in nats. {words} **Draw a box** on the map to look closer."
     )
     shell.csv(pd.DataFrame(values), f"{run.id}-{model}-{layer}-{module}", "matrix", "Pooled matrix (CSV)")
 
@@ -200,3 +200,5 @@ cell = pickers()
 with layer_maps_place:
     layer_maps()
 matrix_view(*cell)
+seeds.agreement(run, task, titles)
+seeds.scores(run, task, titles)

@@ -6,7 +6,7 @@ from pages.parts import estimate as costs
 from pages.parts import forms, live, shell
 from paraknow import config as configs
 from paraknow import methods, resources
-from paraknow.config import Evaluate, Locate, Pair, RunConfig, Tune
+from paraknow.config import Evaluate, Locate, Pair, RunConfig, Similarity, Tune
 from paraknow.demo import story
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.runs import queue
@@ -20,6 +20,7 @@ QUICK = {
     "baselines": ["gaussian"],
     "controls": ["noise"],
     "locate": {"seeds": 8, "max_length": 64},
+    "similarity": {"examples": 64, "tokens": 2},
     "tune": {"epochs": 2, "learning_rate": 1e-3, "max_length": 64},
     "evaluate": {"limit": 20},
 }
@@ -36,7 +37,7 @@ def fill(config: RunConfig) -> None:
     """Put a config's values into the form; call it before the widgets or from a callback."""
     values = config.model_dump()
     state = st.session_state
-    for part in ("pair", "locate", "tune", "evaluate"):
+    for part in ("pair", "locate", "similarity", "tune", "evaluate"):
         for name, value in values[part].items():
             state[f"t.{part}.{name}"] = (
                 [] if value is None and name in ("modules", "suites") else forms.as_widget(value)
@@ -143,6 +144,8 @@ def form() -> dict:
     )
     with st.expander("Locate: where in the teacher the knowledge is looked for"):
         values["locate"] = forms.fields(Locate, "locate")
+    with st.expander("Similarity: how alike the two models are, before anything is moved"):
+        values["similarity"] = forms.fields(Similarity, "similarity", 4)
     with st.expander("Tune: fine-tuning, the same for every model"):
         values["tune"] = forms.fields(Tune, "tune", 4)
     with st.expander("Evaluate: what every model is measured on"):

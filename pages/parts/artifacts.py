@@ -19,9 +19,26 @@ COLUMNS = {
     "locate/sensitivity.parquet": "task model seed layer module sum mean max share",
     "locate/layers.parquet": "task model layer by score chosen student_layer",
     "locate/blocks.parquet": "module teacher_layer student_layer row col rows cols share",
+    "locate/agreement.parquet": "about model task other what module layer value chance lo hi n",
+    "locate/attribution.parquet": "task model seed layer kind score summed",
+    "locate/neurons.parquet": "task model layer kind neuron score",
+    "locate/promoted.parquet": "task model layer kind neuron place score tokens logits",
+    "similarity/cka.parquet": "task module teacher_layer student_layer cka lo hi null null_lo null_hi null_position "
+    "untrained n examples",
+    "similarity/stitching.parquet": "teacher_layer student_layer r2 lo hi null n paired",
+    "similarity/weights.parquet": "module teacher_layer student_layer source rank norm_ratio cos cos_rest "
+    "cos_rest_expected left_overlap left_expected right_overlap right_expected interference interference_expected n",
+    "similarity/spectra.parquet": "model layer module index size effective_rank shape0 shape1",
+    "similarity/tasks.parquet": "module task other rank_correlation n",
     "evaluate/items.parquet": "task group doc_id model seed prompt target answer correct logprob",
 }
-MADE_BY = {"locate": "locate", "tune": "tune", "evaluate": "evaluate", "environment.json": "load"}
+MADE_BY = {
+    "locate": "locate",
+    "similarity": "similarity",
+    "tune": "tune",
+    "evaluate": "evaluate",
+    "environment.json": "load",
+}
 
 
 class NotThere(Exception):
@@ -50,6 +67,11 @@ def fingerprint(run: Run, name: str) -> tuple[str, str]:
 @st.cache_data(max_entries=24, show_spinner=False)
 def _table(path: str, content: str) -> pd.DataFrame:
     return pd.read_parquet(path)
+
+
+def has(run: Run, name: str) -> bool:
+    """Whether the run has an artifact at all: what was not asked for is passed over, what is damaged is said."""
+    return run.path(*name.split("/")).is_file()
 
 
 def table(run: Run, name: str) -> pd.DataFrame:

@@ -58,6 +58,8 @@ def field(model: type[BaseModel], name: str, path: str, options: list[str] | Non
             **common,
         )
         return picked or (None if optional else [])
+    if kind is bool:
+        return st.toggle(title, **common)
     low, high = _bounds(info)
     if kind is int:
         return st.number_input(title, min_value=low, max_value=high, step=1, placeholder="no limit", **common)

@@ -13,7 +13,7 @@ from paraknow.figures import losses
 from paraknow.runs import queue, store
 from paraknow.runs.store import Run
 
-STAGES = ("load", "locate", "align", "tune", "evaluate")
+STAGES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 ACTIVE = ("queued", "running")
 RESTART = 15.0  # seconds between two attempts to start a worker: a new one needs a moment to take its lock
 

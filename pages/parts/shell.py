@@ -59,6 +59,7 @@ def size(bytes_: float) -> str:
 PAGES = (
     ("overview", "Overview", ":material/home:"),
     ("sensitivity", "Sensitivity", ":material/grid_on:"),
+    ("similarity", "Similarity", ":material/compare:"),
     ("transfer", "Transfer", ":material/sync_alt:"),
     ("benchmarks", "Benchmarks", ":material/bar_chart:"),
     ("runs", "Runs", ":material/list:"),

@@ -1,0 +1,209 @@
+"""Sections of the Similarity page: each draws one table of the run's similarity/ folder."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from pages.parts import artifacts, shell
+from paraknow.figures import similarity, weights
+from paraknow.runs.store import Run
+
+Titles = dict[str, str]
+WORDS = {
+    "null": "rows permuted: nothing but chance is left",
+    "null_position": "rows permuted among tokens that have read equally far: chance and position are left",
+    "untrained": "an untrained pair of the same shapes: what architecture alone gives",
+}
+
+
+def number(value: float) -> str:
+    """Two digits with a real minus, or the sign for missing."""
+    return shell.MISSING if pd.isna(value) else f"{value:.2f}".replace("-", "−")
+
+
+def pairing(run: Run) -> set[tuple[int, int]]:
+    """The layer pairs that stitching found, where it was asked for and can be read."""
+    name = "similarity/stitching.parquet"
+    try:
+        table = artifacts.table(run, name) if artifacts.has(run, name) else pd.DataFrame()
+    except artifacts.NotThere:
+        table = pd.DataFrame()
+    if table.empty:
+        return set()
+    own = table[table.paired]
+    return {(int(t), int(s)) for t, s in zip(own.teacher_layer, own.student_layer, strict=True)}
+
+
+def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
+    """CKA by module: the map, its null and the difference; one pair in detail; all modules in one chart."""
+    names = list(dict.fromkeys(table.task))
+    places = st.columns(3)
+    task = places[0].selectbox("Task", names, key="c.task", persist_state="session") if len(names) > 1 else names[0]
+    known = [m for m in similarity.MODULES if m in set(table.module)]
+    module = places[-2].selectbox("Output of", known, key="c.module", persist_state="session")
+    own = table[(table.task == task) & (table.module == module)]
+    offered = [k for k in WORDS if own[k].notna().any()]
+    held = places[-1].selectbox(
+        "Held against", offered or list(WORDS), key="c.null", format_func=WORDS.get, persist_state="session"
+    )
+    pairs = pairing(run)
+    chosen = picked_pair(own)
+    difference = own.assign(difference=own.cka - own[held])
+    bound = max(0.05, float(difference.difference.abs().max(skipna=True) or 0.05))
+    panels = (
+        (own, "cka", f"CKA of {module}", (0.0, 1.0), False, "Clicking a cell opens that pair below."),
+        (own, held, similarity.NULLS[held], (0.0, 1.0), False, ""),
+        (difference, "difference", f"CKA − {similarity.NULLS[held]}", (-bound, bound), True, ""),
+    )
+    for column, (values, value, title, limit, diverging, more) in zip(st.columns(3), panels, strict=True):
+        first = value == "cka"
+        chart = similarity.pair_map(values, value, titles, title, limit, diverging, pairs, chosen, first)
+        alt = f"{title} of {titles['teacher']} (rows) and {titles['student']} (columns) by layer; mean "
+        alt += f"{number(values[value].mean())}. {more}"
+        options = {"on_select": clicked, "selection_mode": similarity.SELECTION} if first else {}
+        column.altair_chart(chart, key=f"c.map.{value}" if first else None, alt=alt, **options)
+    lacking = int(own.cka.isna().sum())
+    undefined = (
+        f" **{lacking} cells are missing**: a layer's outputs are constant there, so CKA is undefined."
+        if lacking
+        else ""
+    )
+    rings = " Rings: the layer pairing found by stitching." if pairs else ""
+    shell.how_to_read(
+        "A cell says how alike the outputs of two layers are on the same tokens: 1 is the same up to rotation and "
+        f"scale, 0 unrelated. The first two maps share one colour range. Task {shell.escape(task)}, "
+        f"n = {int(own.n.max())} tokens of {int(own.examples.max())} examples; held against: {WORDS[held]}."
+        f"{rings}{undefined} **Click a cell** of the first map to open it."
+    )
+    shell.csv(table, f"{run.id}-cka", "cka")
+    detail(own, chosen, titles, module)
+    of_task = table[table.task == task]
+    shell.plot(
+        similarity.modules(of_task, titles, pairs),
+        "c.modules",
+        "Mean CKA by module: " + "; ".join(f"{m} {v:.2f}" for m, v in of_task.groupby("module").cka.mean().items()),
+    )
+    shell.how_to_read(
+        "Where a filled mark lies near the open ones, the likeness comes from position or architecture, not from what "
+        "was learned. `attention` is o's output and `ffn` is down's in these families. For comparison, the Neural "
+        "Incompatibility paper reports for Llama-2 7B and 13B chat (mean ± sd over layer pairs): up 0.69 ± 0.16, down "
+        "0.45 ± 0.25, v 0.48 ± 0.16, o 0.41 ± 0.19, without a null beside them."
+    )
+
+
+def clicked() -> None:
+    """A click on a cell sets the boxes below, which hold the choice."""
+    cells = st.session_state["c.map.cka"]["selection"].get(similarity.SELECTION) or []
+    if cells:
+        st.session_state["c.teacher"] = int(cells[0]["teacher_layer"])
+        st.session_state["c.student"] = int(cells[0]["student_layer"])
+
+
+def picked_pair(own: pd.DataFrame) -> tuple[int, int]:
+    """The chosen layer pair; the most alike one before anything was chosen."""
+    known = set(zip(own.teacher_layer.astype(int), own.student_layer.astype(int), strict=True))
+    chosen = (st.session_state.get("c.teacher"), st.session_state.get("c.student"))
+    if chosen not in known:
+        best = own.loc[own.cka.idxmax()] if own.cka.notna().any() else own.iloc[0]
+        chosen = (int(best.teacher_layer), int(best.student_layer))
+        st.session_state["c.teacher"], st.session_state["c.student"] = chosen
+    return chosen  # type: ignore[return-value]
+
+
+def detail(own: pd.DataFrame, chosen: tuple[int, int], titles: Titles, module: str) -> None:
+    """One layer pair with its interval and everything it is held against."""
+    left, right = st.columns([1, 3])
+    for side in ("teacher", "student"):
+        layers = sorted(int(k) for k in own[f"{side}_layer"].unique())
+        left.selectbox(f"Layer of {shell.escape(titles[side])}", layers, key=f"c.{side}", persist_state="session")
+    teacher, student = st.session_state["c.teacher"], st.session_state["c.student"]
+    row = own[(own.teacher_layer == teacher) & (own.student_layer == student)].iloc[0]
+    if pd.isna(row.cka):
+        right.info("CKA is undefined for this pair: the outputs of one of the two layers are constant.")
+        return
+    interval = f" ({number(row.lo)} to {number(row.hi)})" if pd.notna(row.lo) else ""
+    facts = f"CKA {number(row.cka)}{interval}; permuted {number(row['null'])}; positions kept "
+    facts += f"{number(row.null_position)}; untrained {number(row.untrained)}"
+    with right:
+        shell.plot(similarity.one_pair(row, titles, module), "c.pair", f"{facts}.")
+    left.markdown(f"**{facts}.**")
+
+
+def streams(run: Run, table: pd.DataFrame, titles: Titles) -> None:
+    """Stitching R² over layer pairs, and the pairing with intervals."""
+    pairs = pairing(run)
+    left, right = st.columns([2, 3])
+    chart = similarity.pair_map(table, "r2", titles, "R² of the ridge map", (0.0, 1.0), False, pairs, None, False)
+    mean = number(table.r2.mean())
+    left.altair_chart(chart, alt=f"R² of maps from the teacher's to the student's layers; mean {mean}.")
+    with right:
+        if pairs:
+            figure = similarity.stitched_pairs(table, titles)
+            shell.plot(figure, "c.stitch", f"R² of the paired layers; mean {number(table[table.paired].r2.mean())}.")
+        else:
+            st.info("No pairing: some layer's R² is missing, or the teacher has fewer layers.")
+    shell.how_to_read(
+        "A linear map is fitted from the teacher's residual stream to the student's and tried on the tokens of other "
+        f"examples (n = {int(table.n.max())}). Rings: the best one-to-one pairing that keeps the layers' order. A high "
+        "R² says that the two spaces are alike. **It does not say that knowledge crosses**: in trials R² was high "
+        "where nothing arrived."
+    )
+    shell.csv(table, f"{run.id}-stitching", "stitching")
+
+
+def geometry(run: Run, table: pd.DataFrame, titles: Titles) -> None:
+    """One quantity of the block's geometry at a time, beside two other choices of the same rank."""
+    known = {k: v[0] for k, v in weights.QUANTITIES.items() if table[k].notna().any()}
+    quantity = st.selectbox("Quantity", list(known), key="c.quantity", format_func=known.get, persist_state="session")
+    if quantity is None:
+        st.info("Every value of this table is missing.")
+        return
+    means = table.groupby("source")[quantity].mean()
+    alt = f"{known[quantity]}; means: " + "; ".join(f"{k} {number(v)}" for k, v in means.items())
+    shell.plot(weights.geometry(table, quantity, titles), "c.geometry", alt)
+    told = {
+        "cos": "Random directions lie within about ± 2/√(nm) of 0. A block at 0 has nothing to do with the matrix it "
+        "is added to.",
+        "cos_rest": "The paper reads this cosine as incompatibility. The line is what arithmetic gives any matrix at "
+        "right angles to W: a block on its line says nothing about incompatibility.",
+        "norm_ratio": "How large the moved part is beside the student's matrix.",
+        "left_overlap": "Mean squared cosine of the principal angles between the top column spaces; the line is that "
+        "of random spaces.",
+        "right_overlap": "Mean squared cosine of the principal angles between the top row spaces; the line is that of "
+        "random spaces.",
+        "interference": "How much of the change acts on inputs that the student uses on what it knows already. Above "
+        "the line it disturbs them more than a random change of the same size would. "
+        f"n = {int(table.n.max())} tokens.",
+    }[quantity]
+    shell.how_to_read(f"BA is the moved part at the method's rank, W the student's matrix. {told}")
+    shell.csv(table, f"{run.id}-weights", "weights")
+
+
+def spectra(run: Run, table: pd.DataFrame, titles: Titles) -> None:
+    """Singular values of one kind of matrix, both models, and effective ranks."""
+    left, right = st.columns([3, 2])
+    known = [m for m in weights.MODULES if m in set(table.module)]
+    with left:
+        module = st.selectbox("Matrix", known, key="c.spectrum", persist_state="session")
+        shell.plot(weights.spectra(table, module, titles), "c.spectra", f"Singular values of {module} in both models.")
+    ranks = table.groupby(["module", "model"]).effective_rank.mean().unstack("model").reindex(known)
+    ranks = ranks.rename(columns=titles).rename_axis("effective rank").round(1)
+    right.dataframe(ranks, placeholder=shell.MISSING)
+    shell.how_to_read(
+        "Lines: median over layers; bands: from the least to the largest layer. A steep curve is a matrix that a low "
+        "rank can carry. Effective rank (the exponential of the spectrum's entropy; mean over layers) counts the "
+        "directions in use."
+    )
+    shell.csv(table, f"{run.id}-spectra", "spectra")
+
+
+def tasks(run: Run, table: pd.DataFrame, titles: Titles) -> None:
+    """Whether two tasks find the same layers alike."""
+    shown = table.rename(columns={"rank_correlation": "rank correlation", "n": "layer pairs"})
+    st.dataframe(shown, hide_index=True, placeholder=shell.MISSING)
+    shell.how_to_read(
+        "Spearman's correlation of two tasks' CKA over all layer pairs: near 1, the two models are alike in the same "
+        "layers whatever they are asked."
+    )
+    shell.csv(table, f"{run.id}-cka-tasks", "cka-tasks")

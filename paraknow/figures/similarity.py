@@ -1,0 +1,189 @@
+"""Teacher layers against student layers: maps of CKA and stitching, one pair with its nulls, a summary of modules."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+import plotly.graph_objects as go
+
+from paraknow.figures.theme import BLOCK, NEUTRAL, STUDENT, TEACHER, frame, plain, short
+
+SELECTION = "pair"
+MODULES = ("residual", "attention", "ffn", "q", "k", "v", "o", "gate", "up", "down")
+NULLS = {
+    "null": "rows permuted",
+    "null_position": "rows permuted, positions kept",
+    "untrained": "untrained pair",
+}
+DIVERGING = ["#2166AC", "#92C5DE", "#F7F7F7", "#FDB863", "#B35806"]  # blue, white, orange
+ABSENT = "#9AA3AD"
+
+
+def pair_map(
+    table: pd.DataFrame,
+    value: str,
+    names: dict[str, str],
+    title: str,
+    limit: tuple[float, float] = (0.0, 1.0),
+    diverging: bool = False,
+    pairs: set[tuple[int, int]] | None = None,
+    chosen: tuple[int, int] | None = None,
+    clickable: bool = True,
+) -> alt.LayerChart:
+    """A map of `value` over teacher_layer (down) and student_layer (across); missing cells are grey and crossed.
+
+    `names` holds the two models' titles, `pairs` the (teacher, student) layers of a pairing, drawn as rings.
+    Clicking selects a whole cell.
+    """
+    pairs = pairs or set()
+    kept = table[["teacher_layer", "student_layer", value]].copy()
+    kept["shown"] = kept[value].clip(*limit)
+    kept["paired"] = [p in pairs for p in zip(kept.teacher_layer, kept.student_layer, strict=True)]
+    kept["missing"] = kept[value].isna()
+    step = max(9, min(44, 420 // max(1, kept.teacher_layer.nunique())))
+    x = alt.X("student_layer:O", title=f"layer of {short(names['student'], 26)}", axis=alt.Axis(labelAngle=0))
+    y = alt.Y("teacher_layer:O", title=f"layer of {short(names['teacher'], 26)}", sort="ascending")
+    scale = (
+        alt.Scale(domain=[limit[0], 0, limit[1]], range=[DIVERGING[0], DIVERGING[2], DIVERGING[4]], clamp=True)
+        if diverging
+        else alt.Scale(domain=list(limit), scheme="cividis", clamp=True)
+    )
+    tooltip = [
+        alt.Tooltip("teacher_layer:O", title="teacher's layer"),
+        alt.Tooltip("student_layer:O", title="student's layer"),
+        alt.Tooltip(f"{value}:Q", title=title, format=".3f"),
+    ]
+    mark = alt.datum.teacher_layer == -99
+    if chosen:
+        mark = (alt.datum.teacher_layer == chosen[0]) & (alt.datum.student_layer == chosen[1])
+    base = alt.Chart(kept).encode(x=x, y=y, tooltip=tooltip)
+    color = alt.Color(
+        "shown:Q",
+        title=None,
+        scale=scale,
+        legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=180, format=".2~f", tickCount=3),
+    )
+    cells = base.mark_rect(cursor="pointer" if clickable else "default").encode(
+        color=alt.when(alt.datum.missing).then(alt.value(ABSENT)).otherwise(color),
+        stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
+        strokeWidth=alt.value(3),
+    )
+    if clickable:
+        picked = alt.selection_point(
+            name=SELECTION, fields=["teacher_layer", "student_layer"], on="click", empty=False, clear=False
+        )
+        cells = cells.add_params(picked)
+    size = (0.5 * step) ** 2
+    rings = [  # a white edge keeps them apart from every colour below
+        base.transform_filter(alt.datum.paired).mark_point(
+            shape="circle", size=size, filled=False, stroke=stroke, strokeWidth=width, opacity=1
+        )
+        for stroke, width in (("#FFFFFF", 6), (BLOCK, 2.5))
+    ]
+    crosses = base.transform_filter(alt.datum.missing).mark_point(
+        shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
+    )
+    return (
+        alt.layer(cells, *rings, crosses).properties(title=title, height=alt.Step(step)).configure_view(strokeWidth=0)
+    )
+
+
+def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
+    """One layer pair: its CKA with interval above what it is held against. Missing values have no mark."""
+    lines = [
+        ("CKA", row.cka, row.lo, row.hi, "diamond", TEACHER.color),
+        (NULLS["untrained"], row.untrained, None, None, "circle-open", STUDENT.color),
+        (NULLS["null_position"], row.null_position, None, None, "square-open", NEUTRAL),
+        (NULLS["null"], row["null"], row.null_lo, row.null_hi, "x-thin-open", NEUTRAL),
+    ]
+    figure = go.Figure()
+    for name, value, low, high, symbol, color in lines:
+        bars = None
+        if low is not None and pd.notna(low) and pd.notna(value):
+            bars = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
+            bars |= {"thickness": 2, "width": 6, "color": color}
+        figure.add_trace(
+            go.Scatter(
+                x=[value if pd.notna(value) else None],
+                y=[name],
+                mode="markers",
+                error_x=bars,
+                marker={"symbol": symbol, "size": 13, "color": color, "line": {"width": 2.5, "color": color}},
+                hovertemplate=f"{name}: %{{x:.3f}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title=f"CKA of {plain(module)}", range=[-0.06, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_layout(showlegend=False, dragmode=False)
+    where = f"layer {int(row.teacher_layer)} of {plain(short(names['teacher'], 22))}"
+    where += f" and layer {int(row.student_layer)} of {plain(short(names['student'], 22))}"
+    note = f"n = {int(row.n)} tokens of {int(row.examples)} examples; bars: 95 %"
+    return frame(figure, f"How alike {where} are", 300, note)
+
+
+def modules(table: pd.DataFrame, names: dict[str, str], paired: set[tuple[int, int]]) -> go.Figure:
+    """Mean CKA over layer pairs of every module, beside its nulls; the mean over the paired layers where known."""
+    inside = [p in paired for p in zip(table.teacher_layer, table.student_layer, strict=True)]
+    means = table.groupby("module")[["cka", *NULLS]].mean()
+    order = [m for m in MODULES if m in means.index]
+    series = [("mean over all layer pairs", means.cka, "diamond", TEACHER.color)]
+    if any(inside):
+        on_pairs = table[inside].groupby("module").cka.mean().reindex(means.index)
+        series.append(("mean over the layer pairing", on_pairs, "circle", "#C2508F"))
+    symbols = {"null": "x-thin-open", "null_position": "square-open", "untrained": "circle-open"}
+    for column, name in NULLS.items():
+        if means[column].notna().any():
+            series.append((name, means[column], symbols[column], STUDENT.color if column == "untrained" else NEUTRAL))
+    figure = go.Figure()
+    for name, values, symbol, color in series:
+        shown = values.reindex(order)
+        figure.add_trace(
+            go.Scatter(
+                x=[v if pd.notna(v) else None for v in shown],
+                y=order,
+                mode="markers",
+                name=name,
+                marker={"symbol": symbol, "size": 12, "color": color, "line": {"width": 2, "color": color}},
+                hovertemplate=f"{name}, %{{y}}: %{{x:.3f}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title="CKA (0: unrelated, 1: the same up to rotation and scale)", range=[-0.06, 1.04])
+    figure.update_yaxes(autorange="reversed", title="output of", automargin=True)
+    figure.update_layout(legend={"orientation": "h", "y": -0.22, "x": 0}, dragmode=False)
+    title = f"Outputs of {plain(short(names['teacher'], 24))} and {plain(short(names['student'], 24))} by module"
+    return frame(figure, title, 470, f"n = {int(table.n.max())} tokens; means over layer pairs", b=110)
+
+
+def stitched_pairs(table: pd.DataFrame, names: dict[str, str]) -> go.Figure:
+    """R² of each student layer's partner with its interval, beside the map fitted on shuffled rows."""
+    own = table[table.paired].sort_values("student_layer")
+    labels = [f"{t} → {s}" for t, s in zip(own.teacher_layer, own.student_layer, strict=True)]
+    figure = go.Figure()
+    bars = {"type": "data", "symmetric": False, "thickness": 2, "width": 5, "color": TEACHER.color}
+    bars |= {"array": (own.hi - own.r2).tolist(), "arrayminus": (own.r2 - own.lo).tolist()}
+    marks = (
+        ("paired layers", own.r2, "diamond", TEACHER.color, bars),
+        ("shuffled", own["null"], "x-thin-open", NEUTRAL, None),
+    )
+    for name, values, symbol, color, interval in marks:
+        figure.add_trace(
+            go.Scatter(
+                x=values.tolist(),
+                y=labels,
+                mode="markers",
+                name=name,
+                error_x=interval,
+                marker={"symbol": symbol, "size": 12, "color": color, "line": {"width": 2, "color": color}},
+                hovertemplate=f"{name}, %{{y}}: R² = %{{x:.3f}}<extra></extra>",
+            )
+        )
+    low = min(-0.06, float(own["null"].min(skipna=True)) - 0.05) if len(own) else -0.06
+    figure.update_xaxes(title="R² on held-out tokens", range=[low, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
+    figure.update_yaxes(autorange="reversed", title="teacher → student layer", automargin=True, type="category")
+    figure.update_layout(legend={"orientation": "h", "y": -0.34, "x": 0}, dragmode=False)
+    n = int(own.n.max()) if len(own) else 0
+    height = max(330, 190 + 30 * len(own))
+    title = (
+        f"How well layers of {plain(short(names['student'], 20))} can be read off {plain(short(names['teacher'], 20))}"
+    )
+    return frame(figure, title, height, f"n = {n} tokens; bars: 95 %", b=100)
