@@ -206,13 +206,13 @@ def check_blocks(teacher: Checkpoint, student: Checkpoint, locate: Locate) -> No
 
 def similarity_need(teacher: Checkpoint, student: Checkpoint, dtype: str, settings: Similarity) -> int:
     """Bytes that comparing the models adds to their weights: the rows that are kept, and a batch's Gram matrices."""
-    rows = features = grams = stitched = 0
+    features = grams = stitched = 0
     for a in (teacher.architecture, student.architecture):
         outputs = sum(a.shape(module)[0] for module in MODULES) + a.hidden
         features += a.layers * (outputs if "cka" in settings.parts else a.hidden)
-        grams += 3 * a.layers * settings.batch_rows**2 * 4
+        grams += 3 * a.layers * min(settings.batch_rows, settings.examples) ** 2 * 4
         stitched += a.layers * a.hidden
-    rows = settings.batch_rows * settings.tokens
+    rows = min(settings.batch_rows, settings.examples) * settings.tokens
     return 2 * rows * features * BYTES[dtype] + grams + 2048 * stitched * (BYTES[dtype] + 8)
 
 

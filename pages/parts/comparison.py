@@ -19,7 +19,7 @@ WORDS = {
 
 def number(value: float) -> str:
     """Two digits with a real minus, or the sign for missing."""
-    return shell.MISSING if pd.isna(value) else f"{value:.2f}".replace("-", "−")
+    return shell.MISSING if pd.isna(value) else f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
 
 
 def pairing(run: Run) -> set[tuple[int, int]]:
@@ -38,7 +38,7 @@ def pairing(run: Run) -> set[tuple[int, int]]:
 def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     """CKA by module: the map, its null and the difference; one pair in detail; all modules in one chart."""
     names = list(dict.fromkeys(table.task))
-    places = st.columns(3)
+    places = st.columns(2 + (len(names) > 1))
     task = places[0].selectbox("Task", names, key="c.task", persist_state="session") if len(names) > 1 else names[0]
     known = [m for m in similarity.MODULES if m in set(table.module)]
     module = places[-2].selectbox("Output of", known, key="c.module", persist_state="session")

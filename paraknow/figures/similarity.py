@@ -115,10 +115,9 @@ def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
     figure.update_xaxes(title=f"CKA of {plain(module)}", range=[-0.06, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_layout(showlegend=False, dragmode=False)
-    where = f"layer {int(row.teacher_layer)} of {plain(short(names['teacher'], 22))}"
-    where += f" and layer {int(row.student_layer)} of {plain(short(names['student'], 22))}"
-    note = f"n = {int(row.n)} tokens of {int(row.examples)} examples; bars: 95 %"
-    return frame(figure, f"How alike {where} are", 300, note)
+    both = f"{plain(short(names['teacher'], 22))} and {plain(short(names['student'], 22))}"
+    title = f"Layer {int(row.teacher_layer)} against layer {int(row.student_layer)}"
+    return frame(figure, title, 300, f"{both}; n = {int(row.n)} tokens; bars: 95 %")
 
 
 def modules(table: pd.DataFrame, names: dict[str, str], paired: set[tuple[int, int]]) -> go.Figure:
@@ -147,11 +146,11 @@ def modules(table: pd.DataFrame, names: dict[str, str], paired: set[tuple[int, i
                 hovertemplate=f"{name}, %{{y}}: %{{x:.3f}}<extra></extra>",
             )
         )
-    figure.update_xaxes(title="CKA (0: unrelated, 1: the same up to rotation and scale)", range=[-0.06, 1.04])
+    figure.update_xaxes(title="CKA (0: unrelated, 1: the same)", range=[-0.06, 1.04])
     figure.update_yaxes(autorange="reversed", title="output of", automargin=True)
     figure.update_layout(legend={"orientation": "h", "y": -0.22, "x": 0}, dragmode=False)
-    title = f"Outputs of {plain(short(names['teacher'], 24))} and {plain(short(names['student'], 24))} by module"
-    return frame(figure, title, 470, f"n = {int(table.n.max())} tokens; means over layer pairs", b=110)
+    both = f"{plain(short(names['teacher'], 22))} and {plain(short(names['student'], 22))}"
+    return frame(figure, "Outputs by module", 470, f"{both}; n = {int(table.n.max())} tokens", b=110)
 
 
 def stitched_pairs(table: pd.DataFrame, names: dict[str, str]) -> go.Figure:
@@ -183,7 +182,5 @@ def stitched_pairs(table: pd.DataFrame, names: dict[str, str]) -> go.Figure:
     figure.update_layout(legend={"orientation": "h", "y": -0.34, "x": 0}, dragmode=False)
     n = int(own.n.max()) if len(own) else 0
     height = max(330, 190 + 30 * len(own))
-    title = (
-        f"How well layers of {plain(short(names['student'], 20))} can be read off {plain(short(names['teacher'], 20))}"
-    )
-    return frame(figure, title, height, f"n = {n} tokens; bars: 95 %", b=100)
+    both = f"{plain(short(names['teacher'], 22))} and {plain(short(names['student'], 22))}"
+    return frame(figure, "R² of the paired layers", height, f"{both}; n = {n} tokens; bars: 95 %", b=100)

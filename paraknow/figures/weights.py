@@ -64,11 +64,9 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
     figure.update_yaxes(title=label, zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_layout(legend={"orientation": "h", "y": -0.24, "x": 0}, dragmode=False)
     ranks = sorted({int(r) for r in own["rank"]})
-    note = f"rank {', '.join(map(str, ranks)) or '–'}; one mark per layer of {plain(short(names['student'], 26))}"
-    title = (
-        f"{label[:1].upper()}{label[1:]}: the block of {plain(short(names['teacher'], 26))} beside two other choices"
-    )
-    return frame(figure, title, 430, note, b=100)
+    both = f"{plain(short(names['teacher'], 20))} → {plain(short(names['student'], 20))}"
+    note = f"{both}, rank {', '.join(map(str, ranks)) or '–'}; one mark per layer"
+    return frame(figure, f"{label[:1].upper()}{label[1:]}", 430, note, b=100)
 
 
 def spectra(table: pd.DataFrame, module: str, names: dict[str, str]) -> go.Figure:
