@@ -17,8 +17,9 @@ from streamlit.testing.v1 import AppTest
 from paraknow import config as configs
 from paraknow import files, resources
 from paraknow.runs import store
+from tests.pages import tables
 
-PAGES = ("overview", "sensitivity", "transfer", "benchmarks", "runs")
+PAGES = ("overview", "sensitivity", "similarity", "transfer", "benchmarks", "runs")
 ROOT = Path(__file__).parents[2]
 NASTY = "**bold** <b>x</b> :red[y] $z$"
 
@@ -112,7 +113,9 @@ def run(runs: Path) -> store.Run:
         ),
         runs,
     )
-    made.update(state="done", stages=["load", "locate", "align", "tune", "evaluate"], started=1.0, finished=3.0)
+    made.update(
+        state="done", stages=["load", "locate", "similarity", "align", "tune", "evaluate"], started=1.0, finished=3.0
+    )
     models = {m: {"title": f"demo:{m}", "layers": 2} for m in ("teacher", "student")}
     files.write_json(made.path("environment.json"), {"models": models})
     table = [
@@ -152,6 +155,7 @@ def run(runs: Path) -> store.Run:
     notes = {k: {"shape": [6, 8], "max": 0.5, "pooling": "max"} for k in keys}
     arrays = {k: np.linspace(0, 1, 48, dtype=np.float16).reshape(6, 8) for k in keys}
     save_file(arrays, made.path("locate", "maps.safetensors"), metadata={"maps": json.dumps(notes)})
+    tables.write(made)
     files.write_table(made.path("evaluate", "items.parquet"), items())
     files.write_json(made.path("evaluate", "deltas.json"), {"run": made.id, "rows": rows()})
     made.event(stage="tune", step=1, total=2, message="seeking, seed 0", loss=2.0)
@@ -214,7 +218,7 @@ def test_missing_artifacts_become_sentences(page: str, run: store.Run) -> None:
     ]:
         path.unlink()
     app = show(page)
-    if page in ("sensitivity", "benchmarks", "overview"):
+    if page in ("sensitivity", "similarity", "benchmarks", "overview"):
         assert "stage writes it" in words(app)
 
 
@@ -329,8 +333,8 @@ def test_comparing_shows_only_what_differs(run: store.Run, runs: Path) -> None:
     other.update(state="done")
     files.write_json(other.path("evaluate", "deltas.json"), {"run": other.id, "rows": rows()})
     app = show("runs")
-    tables = [d.value for d in app.dataframe]
-    differing = next(t for t in tables if "setting" in t.columns)
+    shown = [d.value for d in app.dataframe]
+    differing = next(t for t in shown if "setting" in t.columns)
     assert differing.setting.tolist() == ["seed"]
 
 
