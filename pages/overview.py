@@ -11,7 +11,8 @@ STEPS = (
     (
         "sensitivity",
         "1 · See where the knowledge is",
-        "Which matrices of the teacher matter for the task, and which block is taken.",
+        "Which matrices of the teacher matter for the task, and which block is taken. Similarity: how alike the two "
+        "models are.",
     ),
     ("transfer", "2 · Move it", "Choose a method and its controls, see what it costs, start."),
     ("benchmarks", "3 · Measure it", "Every model on the same items, with intervals and every flip."),

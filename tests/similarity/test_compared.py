@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from paraknow import config, data, models
+from paraknow.demo.clone import widen
 from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.locate.located import locate
 from paraknow.similarity.activations import OUTPUTS, batches, rows_of, untrained_pair
@@ -67,6 +68,25 @@ def test_a_model_is_like_itself(tiny_pair, task):
     assert found.untrained.isna().all()
     wide = found[found.module == "up"].pivot(index="teacher_layer", columns="student_layer", values="cka").to_numpy()
     assert np.allclose(wide, wide.T, atol=1e-6)
+
+
+def test_a_widened_model_is_like_its_original(tiny_pair, task):
+    """A pair whose answer is known: twice as wide, the same function, everything permuted."""
+    student = tiny_pair[1]
+    wide, _ = widen(student.model, seed=0)
+    teacher = models.Loaded(student.checkpoint, wide.eval().requires_grad_(False), student.tokenizer)
+    found = compare(teacher, student, [task], only("cka", "stitching", untrained=False))
+    diagonal = found.cka[found.cka.teacher_layer == found.cka.student_layer]
+    assert np.allclose(diagonal.cka, 1.0, atol=1e-5)
+    paired = found.stitching[found.stitching.paired]
+    assert list(paired.teacher_layer) == list(paired.student_layer) == [0, 1] and (paired.r2 > 0.99).all()
+
+
+def test_the_clone_pairs_layers_are_matched_in_order(task):
+    teacher, student = (models.load(f"demo:{name}", device="cpu") for name in ("clone-teacher", "student"))
+    found = compare(teacher, student, [task], only("stitching", examples=160)).stitching
+    paired = found[found.paired]
+    assert list(paired.teacher_layer) == list(paired.student_layer) == [0, 1, 2, 3]
 
 
 def test_the_table_is_what_the_literal_version_gives(tiny_pair, task):
