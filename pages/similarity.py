@@ -29,5 +29,7 @@ for name in there:
     title, section = SECTIONS[name]
     st.subheader(title)
     table = shell.read(artifacts.table, run, name)
-    if table is not None:
+    if table is not None and table.empty:
+        st.info(f"{name} of this run holds no rows.", icon=":material/info:")
+    elif table is not None:
         section(run, table, titles)

@@ -56,7 +56,8 @@ def test_ctrl_c_cancels_at_a_step_and_the_run_can_go_on(config_file, runs, print
     assert process.returncode == 130, errors
     assert errors.strip().splitlines()[-1].startswith("paraknow: run ") and "Traceback" not in errors
     (run,) = (r for r in store.all_runs() if not r.recorded)
-    assert run.status()["state"] == "cancelled" and run.status()["stages"] == ["load", "locate", "align"]
+    status = run.status()
+    assert status["state"] == "cancelled" and status["stages"] == ["load", "locate", "similarity", "align"]
 
 
 def test_every_command_that_prints_json(printed, config_file, runs):
@@ -72,15 +73,18 @@ def test_every_command_that_prints_json(printed, config_file, runs):
     assert all(c["ok"] for c in printed("doctor")["checks"])
     located = printed("locate", str(config_file))
     assert store.find(located["run"]).status()["stages"] == ["load", "locate"] and "rows" not in located
+    assert len(located["layers"]) == 6 and {r["about"] for r in located["agreement"]} == {"split_half", "first_order"}
+    compared = printed("similarity", str(config_file))
+    assert len(compared["cka"]) == 10 and len(compared["stitching"]) == 4 and len(compared["weights"]) == 21
     measured = printed("evaluate", str(config_file))
     assert {r["model"] for r in measured["rows"]} == {"teacher", "student"}
     listed = printed("runs", "list")["runs"]
-    assert [r["id"] for r in listed if not r["recorded"]] == sorted([located["run"], measured["run"]], reverse=True)
+    assert [r["id"] for r in listed if not r["recorded"]] == [r["run"] for r in (measured, compared, located)]
     assert {"id", "state", "stage", "method", "created"} <= set(listed[0])
     assert printed("runs", "show", measured["run"])["rows"] == measured["rows"]
     recorded = [r["id"] for r in listed if r["recorded"]]
-    compared = printed("runs", "compare", *recorded[:2])
-    assert {s["setting"] for s in compared["settings"]} >= {"pair.teacher", "method.name"} and compared["results"]
+    beside = printed("runs", "compare", *recorded[:2])
+    assert {s["setting"] for s in beside["settings"]} >= {"pair.teacher", "method.name"} and beside["results"]
 
 
 def test_merged_export(config_file, runs, tmp_path, capsys):

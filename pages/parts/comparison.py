@@ -188,7 +188,7 @@ def spectra(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         module = st.selectbox("Matrix", known, key="c.spectrum", persist_state="session")
         shell.plot(weights.spectra(table, module, titles), "c.spectra", f"Singular values of {module} in both models.")
     ranks = table.groupby(["module", "model"]).effective_rank.mean().unstack("model").reindex(known)
-    ranks = ranks.rename(columns=titles).rename_axis("effective rank").round(1)
+    ranks = ranks.rename_axis("effective rank").round(1)
     right.dataframe(ranks, placeholder=shell.MISSING)
     shell.how_to_read(
         "Lines: median over layers; bands: from the least to the largest layer. A steep curve is a matrix that a low "
@@ -200,7 +200,7 @@ def spectra(run: Run, table: pd.DataFrame, titles: Titles) -> None:
 
 def tasks(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     """Whether two tasks find the same layers alike."""
-    shown = table.rename(columns={"rank_correlation": "rank correlation", "n": "layer pairs"})
+    shown = table.rename(columns={"rank_correlation": "rank correlation", "n": "layer pairs"}).round(2)
     st.dataframe(shown, hide_index=True, placeholder=shell.MISSING)
     shell.how_to_read(
         "Spearman's correlation of two tasks' CKA over all layer pairs: near 1, the two models are alike in the same "

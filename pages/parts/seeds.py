@@ -7,6 +7,7 @@ import streamlit as st
 
 from pages.parts import artifacts, shell
 from paraknow.figures import neurons
+from paraknow.figures.theme import short
 from paraknow.runs.store import Run
 
 WHAT = {
@@ -37,9 +38,8 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
     halves = table[(table.about == "split_half") & (table.task == task)]
     if halves.value.notna().any():
         n = int(halves.n.max())
-        note = f"two halves of n = {n} seed examples; one mark per layer"
-        title = f"Would the other half of the seeds choose the same in {titles['teacher']}?"
-        _both(halves, title, note, titles, "s.halves")
+        note = f"{short(titles['teacher'], 22)}; halves of n = {n} seeds; a mark per layer, in order"
+        _both(halves, "Would the other half choose the same?", note, titles, "s.halves")
         shell.how_to_read(
             "The seeds are halved, and each half chooses for itself. **A block at the line of chance was placed by the "
             "draw of the seeds, not by the task.** Layer scores: mean correlation between random halves, with the "
@@ -56,7 +56,7 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
         place = options.index(picked)
         one, other = pairs[["task", "other"]].drop_duplicates().iloc[place]
         own = pairs[(pairs.task == one) & (pairs.other == other)]
-        _both(own, f"Do {one} and {other} choose the same?", "one mark per layer", titles, "s.tasks.chart")
+        _both(own, f"Do {one} and {other} choose the same?", "one mark per layer, in order", titles, "s.tasks.chart")
         shell.how_to_read(
             "The same comparison between two tasks: near 1, one place serves both; at chance, each its own."
         )
@@ -84,7 +84,9 @@ def scores(run: Run, task: str, titles: dict[str, str]) -> None:
     if not sides:
         st.info("No seed of this task has an answer with a letter or digit in it, so no neuron was scored.")
         return
-    for column, model in zip(st.columns(2), sides, strict=False):
+    many = table.layer.nunique() > neurons.MANY
+    places = [st.container() for _ in sides] if many else st.columns(2)
+    for column, model in zip(places, sides, strict=False):
         own = table[(table.model == model) & (table.task == task)]
         best = own[own.seed == -1].sort_values("score").iloc[-1]
         with column:

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import NEUTRAL, frame, plain, short
+from paraknow.figures.theme import NEUTRAL, frame, plain, short, side_by_side
 
 KINDS = {"attention": ("attention", "#2F7FC1", ""), "ffn": ("FFN", "#C96F00", "/")}
 CHANCE = "#C2508F"
+MANY = 16  # layers from which a chart needs the page's whole width
 
 
 def sublayers(table: pd.DataFrame, model: str) -> go.Figure:
@@ -20,6 +21,7 @@ def sublayers(table: pd.DataFrame, model: str) -> go.Figure:
     """
     whole, seeds = table[table.seed == -1], table[table.seed >= 0]
     n = seeds.seed.nunique()
+    few = whole.layer.nunique() <= MANY
     figure = go.Figure()
     for kind, (name, color, pattern) in KINDS.items():
         own = whole[whole.kind == kind].sort_values("layer")
@@ -42,14 +44,19 @@ def sublayers(table: pd.DataFrame, model: str) -> go.Figure:
                 y=own.summed.tolist(),
                 mode="markers",
                 name=f"sum over the {name}'s neurons",
-                marker={"symbol": "line-ew-open", "size": 16, "color": color, "line": {"width": 3, "color": color}},
+                marker={
+                    "symbol": "line-ew-open",
+                    "size": 16 if few else 7,
+                    "color": color,
+                    "line": {"width": 3, "color": color},
+                },
                 hovertemplate=f"sum over the {name}'s neurons: %{{y:.4g}} nats<extra></extra>",
             )
         )
-    figure.update_xaxes(title=f"layer of {plain(short(model, 28))}", dtick=1 if whole.layer.nunique() <= 16 else None)
+    figure.update_xaxes(title=f"layer of {plain(short(model, 28))}", dtick=1 if few else None)
     figure.update_yaxes(title="gain in log p of the word (nats)", zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": -0.26, "x": 0}, dragmode=False)
-    note = f"summed over n = {n} seed examples; lines: ± 1.96 standard errors over them"
+    note = f"sum over n = {n} seed examples; lines: ± 1.96 standard errors"
     return frame(figure, f"Where {plain(short(model, 34))} finds the answer's last word", 420, note, b=100)
 
 
@@ -65,6 +72,7 @@ def overlaps(table: pd.DataFrame, title: str, note: str) -> go.Figure:
     }
     order = [m for m in ("q", "k", "v", "o", "gate", "up", "down") if m in set(table.module)]
     place = {module: i for i, module in enumerate(order)}
+    spread = side_by_side(table.layer.dropna(), 0.2)
     for index, (what, (name, symbol, color)) in enumerate(kinds.items()):
         own = table[(table.what == what) & table.module.isin(order)]
         if own.empty:
@@ -72,12 +80,12 @@ def overlaps(table: pd.DataFrame, title: str, note: str) -> go.Figure:
         shift = 0.3 * (index - 0.5)
         figure.add_trace(
             go.Scatter(
-                x=[place[m] + shift for m in own.module],
+                x=[place[m] + shift + spread.get(k, 0.0) for m, k in zip(own.module, own.layer, strict=True)],
                 y=[v if pd.notna(v) else None for v in own.value],
                 mode="markers",
                 name=name,
                 customdata=own[["module", "layer"]].astype(object).to_numpy(),
-                marker={"symbol": symbol, "size": 10, "color": color},
+                marker={"symbol": symbol, "size": 10 if len(spread) <= 12 else 7, "color": color},
                 hovertemplate=f"{name}, %{{customdata[0]}} of layer %{{customdata[1]}}: %{{y:.2f}}<extra></extra>",
             )
         )
@@ -97,4 +105,4 @@ def overlaps(table: pd.DataFrame, title: str, note: str) -> go.Figure:
     low = float(table.value.min()) if table.value.notna().any() else 0.0
     figure.update_yaxes(title="agreement (1: the same)", range=[min(-0.05, low - 0.05), 1.05])
     figure.update_layout(legend={"orientation": "h", "y": -0.28, "x": 0}, dragmode=False)
-    return frame(figure, plain(title), 380, note, b=100)
+    return frame(figure, plain(title), 380, plain(note), b=100)

@@ -40,9 +40,13 @@ def pair_map(
     kept["shown"] = kept[value].clip(*limit)
     kept["paired"] = [p in pairs for p in zip(kept.teacher_layer, kept.student_layer, strict=True)]
     kept["missing"] = kept[value].isna()
+    absent = "undefined: constant outputs" if value in ("cka", "r2") else "missing"
+    kept["said"] = [absent if pd.isna(v) else f"{v:.3f}".replace("-", "−") for v in kept[value]]
     step = max(9, min(44, 420 // max(1, kept.teacher_layer.nunique())))
-    x = alt.X("student_layer:O", title=f"layer of {short(names['student'], 26)}", axis=alt.Axis(labelAngle=0))
-    y = alt.Y("teacher_layer:O", title=f"layer of {short(names['teacher'], 26)}", sort="ascending")
+    whole = alt.Scale(round=True)  # edges between pixels would look like lines in the data
+    across = f"layer of {short(names['student'], 26)}"
+    x = alt.X("student_layer:O", title=across, axis=alt.Axis(labelAngle=0, labelOverlap=True), scale=whole)
+    y = alt.Y("teacher_layer:O", title=f"layer of {short(names['teacher'], 26)}", sort="ascending", scale=whole)
     scale = (
         alt.Scale(domain=[limit[0], 0, limit[1]], range=[DIVERGING[0], DIVERGING[2], DIVERGING[4]], clamp=True)
         if diverging
@@ -51,7 +55,7 @@ def pair_map(
     tooltip = [
         alt.Tooltip("teacher_layer:O", title="teacher's layer"),
         alt.Tooltip("student_layer:O", title="student's layer"),
-        alt.Tooltip(f"{value}:Q", title=title, format=".3f"),
+        alt.Tooltip("said:N", title=title),
     ]
     mark = alt.datum.teacher_layer == -99
     if chosen:
@@ -63,7 +67,8 @@ def pair_map(
         scale=scale,
         legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=180, format=".2~f", tickCount=3),
     )
-    cells = base.mark_rect(cursor="pointer" if clickable else "default").encode(
+    # Vega leaves cells without a number out unless told otherwise; here they are grey.
+    cells = base.mark_rect(cursor="pointer" if clickable else "default", invalid="show").encode(
         color=alt.when(alt.datum.missing).then(alt.value(ABSENT)).otherwise(color),
         stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
         strokeWidth=alt.value(3),
@@ -73,12 +78,12 @@ def pair_map(
             name=SELECTION, fields=["teacher_layer", "student_layer"], on="click", empty=False, clear=False
         )
         cells = cells.add_params(picked)
-    size = (0.5 * step) ** 2
+    size = (0.55 * step) ** 2
     rings = [  # a white edge keeps them apart from every colour below
         base.transform_filter(alt.datum.paired).mark_point(
             shape="circle", size=size, filled=False, stroke=stroke, strokeWidth=width, opacity=1
         )
-        for stroke, width in (("#FFFFFF", 6), (BLOCK, 2.5))
+        for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (BLOCK, min(2.5, 0.16 * step)))
     ]
     crosses = base.transform_filter(alt.datum.missing).mark_point(
         shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
@@ -179,8 +184,9 @@ def stitched_pairs(table: pd.DataFrame, names: dict[str, str]) -> go.Figure:
     low = min(-0.06, float(own["null"].min(skipna=True)) - 0.05) if len(own) else -0.06
     figure.update_xaxes(title="R² on held-out tokens", range=[low, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_yaxes(autorange="reversed", title="teacher → student layer", automargin=True, type="category")
-    figure.update_layout(legend={"orientation": "h", "y": -0.34, "x": 0}, dragmode=False)
+    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
+    figure.update_layout(legend=legend, dragmode=False)
     n = int(own.n.max()) if len(own) else 0
-    height = max(330, 190 + 30 * len(own))
+    height = max(330, 190 + (30 if len(own) <= 12 else 20) * len(own))
     both = f"{plain(short(names['teacher'], 22))} and {plain(short(names['student'], 22))}"
-    return frame(figure, "R² of the paired layers", height, f"{both}; n = {n} tokens; bars: 95 %", b=100)
+    return frame(figure, "R² of the paired layers", height, f"{both}; n = {n} tokens; bars: 95 %", b=84)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -70,6 +72,12 @@ def signed(value: float, digits: int = 2) -> str:
     """A number with its sign and a real minus; what rounds to zero has no sign."""
     rounded = round(value, digits)
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def side_by_side(layers: Iterable[Any], width: float) -> dict[Any, float]:
+    """An offset per layer, first to last from left to right within `width`, so that marks do not hide each other."""
+    order = sorted(set(layers))
+    return {layer: width * (k / (len(order) - 1) - 0.5) if len(order) > 1 else 0.0 for k, layer in enumerate(order)}
 
 
 def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins: int) -> go.Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import NEUTRAL, STUDENT, TEACHER, frame, plain, short
+from paraknow.figures.theme import NEUTRAL, STUDENT, TEACHER, frame, plain, short, side_by_side
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 SOURCES = {
@@ -32,10 +32,11 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
     order = [m for m in MODULES if m in set(table.module)]
     place = {module: i for i, module in enumerate(order)}
     own = table[table.module.isin(order)]
+    spread = side_by_side(own.student_layer, 0.16)
     figure = go.Figure()
     for index, (source, (name, symbol, color)) in enumerate(SOURCES.items()):
         part = own[own.source == source]
-        x = [place[m] + 0.24 * (index - 1) for m in part.module]
+        x = [place[m] + 0.26 * (index - 1) + spread[k] for m, k in zip(part.module, part.student_layer, strict=True)]
         figure.add_trace(
             go.Scatter(
                 x=x,
@@ -43,7 +44,12 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
                 mode="markers",
                 name=name,
                 customdata=part[["module", "teacher_layer", "student_layer"]].to_numpy(),
-                marker={"symbol": symbol, "size": 9, "color": color, "line": {"width": 1.5, "color": color}},
+                marker={
+                    "symbol": symbol,
+                    "size": 9 if len(spread) <= 12 else 6,
+                    "color": color,
+                    "line": {"width": 1.5, "color": color},
+                },
                 hovertemplate="%{customdata[0]}, layer %{customdata[1]} → %{customdata[2]}: %{y:.3f}<extra></extra>",
             )
         )
@@ -51,7 +57,7 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
             means = part.groupby("module")[expected].mean()
             figure.add_trace(
                 go.Scatter(
-                    x=[v for m in means.index for v in (place[m] + 0.24 * (index - 1) + d for d in (-0.1, 0.1, 0.1))],
+                    x=[v for m in means.index for v in (place[m] + 0.26 * (index - 1) + d for d in (-0.1, 0.1, 0.1))],
                     y=[v for m in means.index for v in (means[m], means[m], None)],
                     mode="lines",
                     line={"color": "#C2508F", "width": 3},
@@ -65,7 +71,7 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
     figure.update_layout(legend={"orientation": "h", "y": -0.24, "x": 0}, dragmode=False)
     ranks = sorted({int(r) for r in own["rank"]})
     both = f"{plain(short(names['teacher'], 20))} → {plain(short(names['student'], 20))}"
-    note = f"{both}, rank {', '.join(map(str, ranks)) or '–'}; one mark per layer"
+    note = f"{both}, rank {', '.join(map(str, ranks)) or '–'}; one mark per layer, in order"
     return frame(figure, f"{label[:1].upper()}{label[1:]}", 430, note, b=100)
 
 

@@ -12,7 +12,7 @@ the sum over those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,8 @@ Key = tuple[int, str]  # (layer, kind)
 SUBLAYERS = ("attention", "ffn")
 BUDGET = 2**24
 CPU_BUDGET = 2**19  # what a core's own cache holds: four times as fast as 2**24 there
+LARGE = 0.5  # nats
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -153,19 +155,24 @@ def _gain(p: torch.Tensor, word: torch.Tensor, added: torch.Tensor) -> torch.Ten
     """log p_w(base + added) − log p_w(base) for rows of `added` logits (n, V), p = softmax(base).
 
     It is −log Σ_v p_v exp(δ_v), δ = added − added_w, taken by expm1 so that a change of 1e-9 nats is not lost
-    beside a log-probability of 1. Not finite where exp overflows: see `_overflown`.
+    beside a log-probability of 1. A large gain is not sure to be right this way: see `_settle`.
     """
     shift = added.index_select(1, word[None])
     return -torch.log1p((added - shift).expm1_() @ p)
 
 
-def _overflown(gain: torch.Tensor, base: torch.Tensor, words: torch.Tensor, weights: torch.Tensor, logits) -> None:
-    """Replace in `gain` (seeds, n) what is not finite, by logsumexp. `logits(i)` (k, V) are what columns i add."""
-    seeds, columns = (~torch.isfinite(gain)).nonzero(as_tuple=True)
-    if len(seeds):
-        rows = base[seeds] + weights[seeds, columns, None] * logits(columns)
-        log_p = rows.log_softmax(-1) - base[seeds].log_softmax(-1)
-        gain[seeds, columns] = log_p.gather(1, words[seeds, None])[:, 0]
+def _settle(
+    gain: torch.Tensor, base: torch.Tensor, words: torch.Tensor, logits: Logits, budget: int = CPU_BUDGET
+) -> None:
+    """Take again, by logsumexp, what expm1 cannot: gains (seeds, n) above LARGE, where it cancels, or not finite.
+
+    `logits(seeds, columns)` (k, V) are what those columns add for those seeds; at most `budget` numbers at once.
+    """
+    pairs = ((gain > LARGE) | ~torch.isfinite(gain)).nonzero()
+    for some in pairs.split(max(1, budget // base.shape[1])):
+        seeds, columns = some.unbind(1)
+        after, before = (base[seeds] + logits(seeds, columns)).log_softmax(-1), base[seeds].log_softmax(-1)
+        gain[seeds, columns] = (after - before).gather(1, words[seeds, None])[:, 0]
 
 
 def _exact(
@@ -185,16 +192,19 @@ def _exact(
         added = matrix[:, columns].float().T @ read.T  # (chunk, V)
         for seed, word in enumerate(words):
             scores[seed, columns] = _gain(p[seed], word, added * weights[seed, columns, None])
-    _overflown(scores, base, words, weights, lambda i: matrix[:, i].float().T @ read.T)
+
+    def logits(seeds: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return weights[seeds, columns, None] * (matrix[:, columns].float().T @ read.T)
+
+    _settle(scores, base, words, logits, budget)
     return scores
 
 
 def _sublayer(base: torch.Tensor, words: torch.Tensor, output: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
     """log p_w(base + lens(output)) − log p_w(base), (seeds,)."""
-    logits, p = output @ read.T, base.softmax(-1)
-    gain = torch.stack([_gain(p[s], word, logits[s : s + 1]) for s, word in enumerate(words)])  # (seeds, 1)
-    seeds = torch.arange(len(words), device=words.device)
-    _overflown(gain, base, words, torch.ones_like(gain), lambda _: logits[seeds[~torch.isfinite(gain[:, 0])]])
+    added, p = output @ read.T, base.softmax(-1)
+    gain = torch.stack([_gain(p[s], word, added[s : s + 1]) for s, word in enumerate(words)])  # (seeds, 1)
+    _settle(gain, base, words, lambda seeds, _: added[seeds])
     return gain[:, 0]
 
 

@@ -16,14 +16,17 @@ import torch
 
 from paraknow.errors import InputError, RunError
 
+DEFINED = 0.95  # share of resamples that must have a CKA for an interval to be shown
+
 
 @dataclass(frozen=True)
 class CKAResult:
     """Arrays (L_T, L_S), float64; NaN where the outputs of a layer are constant, so that CKA is undefined.
 
-    `lo`, `hi`: 95 % interval, examples resampled. `null`: mean over permutations of the student's rows, with the
-    band `null_lo` to `null_hi` in which a single permutation lies; `null_position`: permuted among rows that have
-    read about equally much. All but `cka` are NaN where they were not asked for.
+    `lo`, `hi`: 95 % interval, examples resampled; NaN where too few rows leave it undefined. `null`: mean over
+    permutations of the student's rows, with the band `null_lo` to `null_hi` in which a single permutation lies;
+    `null_position`: permuted among rows that have read about equally much. All but `cka` are NaN where they were
+    not asked for.
     """
 
     cka: np.ndarray
@@ -177,5 +180,11 @@ def _ratio(cross: torch.Tensor, teacher: torch.Tensor, student: torch.Tensor) ->
 
 
 def _percentiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.percentile(values, [2.5, 97.5], axis=0)  # NaN where a resample is
-    return low, high
+    """2.5 and 97.5 % of resamples (k, L_T, L_S); missing where CKA is undefined in more than 5 % of them.
+
+    With some dozen rows a resample of the unbiased HSIC(K, K) can fall below 0; an interval from the rest would
+    then be too narrow.
+    """
+    defined = np.isfinite(values).mean(0) >= DEFINED
+    low, high = np.nanpercentile(np.where(defined, values, 0.0), [2.5, 97.5], axis=0)
+    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from paraknow.figures import neurons, similarity, weights
+from paraknow.figures import neurons, similarity, theme, weights
 from tests.pages import tables
 
 NAMES = {"teacher": "big <b>one</b>", "student": "small $x$"}
@@ -41,6 +42,8 @@ def test_missing_cells_are_marked_not_coloured():
     values = next(iter(spec["datasets"].values()))
     assert [v["missing"] for v in values] == [False, True, False, False] and values[1]["cka"] is None
     assert similarity.ABSENT in str(spec["layer"][0]["encoding"]["color"])
+    assert spec["layer"][0]["mark"]["invalid"] == "show"  # or Vega draws nothing there
+    assert values[1]["said"].startswith("undefined") and values[0]["said"] == "0.500"
 
 
 def test_differences_are_diverging_around_zero():
@@ -92,6 +95,23 @@ def test_geometry_has_a_mark_per_layer_and_what_is_expected(quantity):
     assert "&lt;b&gt;" in texts(figure)
     missing = weights.geometry(tables.weights().assign(**{quantity: np.nan}), quantity, NAMES)
     assert all(v is None for t in missing.data if t.mode == "markers" for v in t.y)
+
+
+def test_marks_of_layers_stand_side_by_side_in_order():
+    table = tables.weights()
+    other = table.assign(student_layer=table.student_layer + 2)
+    for number, own in ((2, table), (4, pd.concat([other, table]))):
+        marks = next(t for t in weights.geometry(own, "cos", NAMES).data if t.mode == "markers")
+        placed = sorted((row[2], x) for row, x in zip(marks.customdata, marks.x, strict=True) if row[0] == "q")
+        xs = [x for _, x in placed]
+        assert len(set(xs)) == number and xs == sorted(xs) and max(xs) - min(xs) < 0.26
+    assert theme.side_by_side([3, 3], 0.2) == {3: 0.0} and theme.side_by_side([], 0.2) == {}
+
+
+def test_a_tall_figure_keeps_its_legend_near():
+    pairs = [{"teacher_layer": k, "student_layer": k, "r2": 0.5, "lo": 0.4, "hi": 0.6, "null": 0.0} for k in range(40)]
+    figure = similarity.stitched_pairs(pd.DataFrame(pairs).assign(n=9, paired=True), NAMES)
+    assert figure.layout.legend.yref == "container" and figure.layout.height < 1100
 
 
 def test_spectra_of_both_models():

@@ -49,6 +49,30 @@ def test_equals_the_literal_version(checkpoint, family, tied):
     assert found.scores[0, "ffn"].shape == (48,) and found.skipped == [] and len(found.words) == 3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("seed", "kv_heads"), [(1, 1), (2, 4)])
+def test_equals_the_literal_version_with_biases_and_other_groups(checkpoint, family, seed, kv_heads):
+    """Biases away from zero (o_proj's too where the family has one), an eps that counts, one or all key/value heads."""
+    more = {"attention_bias": True} if family in ("llama", "qwen3") else {}
+    folder = checkpoint(family, seed=seed, num_key_value_heads=kv_heads, head_dim=6, rms_norm_eps=0.5, **more)
+    loaded = models.load(str(folder), device="cpu")
+    draw = torch.Generator().manual_seed(seed)
+    biases = [p for name, p in loaded.model.named_parameters() if name.endswith("bias")]
+    assert bool(biases) == (family in ("llama", "qwen2", "qwen3"))
+    for bias in biases:
+        bias.copy_(0.5 * torch.randn(bias.shape, generator=draw))
+    items = seeds(loaded)
+    found = neurons.attribute(loaded, items)
+    exact, first, layers = literal(loaded, items)
+    for ours, theirs in ((found.scores, exact), (found.first_order, first)):
+        for key, expected in theirs.items():
+            gap = (ours[key].double() - expected).abs().max() / expected.abs().max()
+            assert gap < 1e-4, key
+    for (layer, kind), expected in layers.items():
+        own = found.layer_scores[:, layer, KINDS.index(kind)].sum()
+        assert float(own) == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+
+
 def test_chunks_change_nothing(tiny_pair):
     teacher, _ = tiny_pair
     items = seeds(teacher)
@@ -81,7 +105,12 @@ def test_the_released_codes_mistakes_would_show(tiny_pair):
     with torch.no_grad():
         value = block.self_attn.v_proj(block.input_layernorm(states["x"][0]))
     itself = value.reshape(2, 1, 8).expand(2, 2, 8).flatten()  # as if each head looked at its own token alone
-    assert (states["u"][0] - itself).abs().max() > 0.1 * states["u"][0].abs().max()
+    lens = neurons_literal.Lens(teacher.model, states["h"][0], items[0].ids[position], 0.0)
+    columns, base = block.self_attn.o_proj.weight.T, states["x"][0]
+    mistaken = torch.stack([lens(base + u * column) - lens(base) for u, column in zip(itself, columns, strict=True)])
+    right = ours[0, "attention"]
+    assert (right - mistaken).abs().max() > 0.1 * right.abs().max()
+    assert spearmanr(right.numpy(), mistaken.detach().numpy()).statistic < 0.97  # nor are they ranked alike
 
 
 def test_content_tokens(demo_tokenizer):
@@ -129,6 +158,44 @@ def test_models_are_left_alone(tiny_pair):
         teacher.model.eval()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.model.modules())
     assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("how", ["exact", "first_order"])
+def test_models_are_left_alone_wherever_it_stops(tiny_pair, how):
+    """Stopped at each of its reports in turn, and not at all."""
+    teacher, _ = tiny_pair
+    before = {name: p.clone() for name, p in teacher.model.named_parameters()}
+    for stop_at in range(6):
+        calls = []
+
+        def progress(*_: object, calls=calls, stop_at=stop_at) -> None:
+            calls.append(1)
+            if len(calls) > stop_at:
+                raise Cancelled("stop")
+
+        try:
+            neurons.attribute(teacher, seeds(teacher), how, progress=progress)
+            assert stop_at >= 5  # three seeds and two layers
+        except Cancelled:
+            assert stop_at < 5
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.model.modules())
+        for name, p in teacher.model.named_parameters():
+            assert not p.requires_grad and p.grad is None and torch.equal(p, before[name])
+
+
+@pytest.mark.parametrize("words", [512, 32000])
+def test_large_gains_are_as_exact_as_small_ones(words):
+    """One word goes from unlikely to nearly sure; in a vocabulary of the usual size that is where facts are."""
+    draw, errors = torch.Generator().manual_seed(0), {}
+    for added in range(4, 26, 2):
+        base, moved = torch.randn(words, generator=draw), 0.1 * torch.randn(words, generator=draw)
+        base[5], moved[5] = 4 - added, added
+        both = (base.double() + moved.double()).log_softmax(0)
+        expected = float(both[5] - base.double().log_softmax(0)[5])
+        # a readout with one dimension, along which the sublayer's output is 1
+        got = neurons._sublayer(base[None], torch.tensor([5]), torch.ones(1, 1), moved[:, None])
+        errors[round(expected, 1)] = abs(float(got) - expected)
+    assert max(errors.values()) < 1e-3, errors
 
 
 def test_large_contributions_do_not_overflow(checkpoint):

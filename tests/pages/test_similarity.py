@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from paraknow import files
 from paraknow.runs import store
 from tests.pages import tables
-from tests.pages.test_pages import no_worker, run, show, warm_server, words  # noqa: F401 (fixtures)
+from tests.pages.test_pages import NASTY, no_worker, run, show, warm_server, words  # noqa: F401 (fixtures)
 
 
 def test_all_sections_are_there(run: store.Run) -> None:  # noqa: F811
@@ -67,7 +68,7 @@ def test_untrained_and_intervals_may_be_missing(run: store.Run) -> None:  # noqa
     files.write_table(run.path("similarity", "cka.parquet"), table)
     app = show("similarity")
     assert "untrained –" in words(app)
-    assert "untrained" not in app.selectbox(key="c.null").options
+    assert len(app.selectbox(key="c.null").options) == 2
 
 
 def test_seeds_tasks_and_neurons(run: store.Run) -> None:  # noqa: F811
@@ -85,3 +86,46 @@ def test_one_seed_cannot_agree_with_itself(run: store.Run) -> None:  # noqa: F81
     table = table[table.what == "layer_scores"].assign(value=np.nan)
     files.write_table(run.path("locate", "agreement.parquet"), table)
     assert "Two seed examples at least" in words(show("sensitivity"))
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+@pytest.mark.parametrize("damage", ["garbage", "columns", "no rows"])
+def test_one_damaged_table_leaves_the_rest(run: store.Run, name: str, damage: str) -> None:  # noqa: F811
+    path = run.path(*f"{name}.parquet".split("/"))
+    table = pd.read_parquet(path)
+    if damage == "garbage":
+        path.write_bytes(b"\x00\xffnot this")
+    else:
+        files.write_table(path, table[:0] if damage == "no rows" else table.iloc[:, :1])
+    page = "similarity" if name.startswith("similarity") else "sensitivity"
+    shown = words(show(page)).replace("\\", "")
+    assert shown.count("How to read this") >= 3
+    assert {"garbage": "is damaged", "columns": "lacks the columns", "no rows": ""}[damage] in shown
+    if damage == "no rows" and page == "similarity":
+        assert f"{name}.parquet of this run holds no rows" in shown
+
+
+def test_two_models_may_share_a_name_full_of_markup(run: store.Run) -> None:  # noqa: F811
+    files.write_json(run.path("environment.json"), {"models": {m: {"title": NASTY} for m in ("teacher", "student")}})
+    for page in ("similarity", "sensitivity"):
+        app = show(page)
+        shown = words(app) + "".join(box.label for box in app.selectbox)
+        assert "**bold**" not in shown and ":red[y]" not in shown
+        specs = "".join(chart.proto.spec for chart in app.get("plotly_chart"))
+        assert "<b>x" not in specs and "$z$" not in specs
+
+
+def test_without_a_pairing_the_page_says_why(run: store.Run) -> None:  # noqa: F811
+    table = tables.stitching().assign(r2=np.nan, lo=np.nan, hi=np.nan, null=np.nan, paired=False)
+    files.write_table(run.path("similarity", "stitching.parquet"), table)
+    shown = words(show("similarity"))
+    assert "No pairing" in shown and "Rings: the layer pairing found" not in shown
+
+
+def test_the_form_holds_the_comparison(run: store.Run) -> None:  # noqa: F811
+    app = show("transfer")
+    assert any(box.label.startswith("Similarity") for box in app.expander)
+    assert app.number_input(key="t.similarity.examples").value == 64  # the quick preset
+    app.number_input(key="t.similarity.tokens").set_value(5).run()
+    text = next(c.value for c in app.code if c.language == "yaml")
+    assert "tokens: 5" in text and not app.button(key="t.start").disabled

@@ -128,6 +128,32 @@ def test_the_null_that_keeps_positions_keeps_what_positions_explain():
     assert abs(found.null[0, 0]) < 0.05
 
 
+def test_the_band_of_the_null_is_the_spread_of_literal_permutations():
+    """Rows and columns of the student's kernel permuted together: the same as its rows permuted beforehand."""
+    draw = np.random.default_rng(12)
+    made = [features(draw, n, 6, 9) for n in (40, 55)]
+    stream = Stream(1, 1, 0, 400)
+    for x, y in made:
+        stream.add([x], [y])
+    found = stream.result()
+    xs, ys = zip(*[(x.numpy(), y.numpy()) for x, y in made], strict=True)
+    single = [cka_literal.minibatch_cka(xs, [y[draw.permutation(len(y))] for y in ys]) for _ in range(400)]
+    band = float(found.null_hi[0, 0] - found.null_lo[0, 0])
+    assert band == pytest.approx(3.92 * np.std(single), rel=0.2)
+    assert found.null[0, 0] == pytest.approx(np.mean(single), abs=0.2 * band)
+    assert np.mean([found.null_lo[0, 0] <= v <= found.null_hi[0, 0] for v in single]) > 0.9
+
+
+def test_the_null_that_keeps_positions_breaks_what_rows_share():
+    """Where positions explain nothing, nothing is left of a model's likeness to itself."""
+    draw = np.random.default_rng(13)
+    (x,) = features(draw, 100, 6)
+    stream = Stream(1, 1, 0, 20)
+    stream.add([x], [x], list(range(100)), draw.integers(0, 5, 100).tolist())
+    found = stream.result()
+    assert found.cka[0, 0] == pytest.approx(1.0) and abs(found.null_position[0, 0]) < 0.1
+
+
 def population(draw, examples, per_example=1, spread=1.0):
     """Rows whose shared part belongs to their example."""
     common = np.repeat(draw.normal(size=(examples, 3)), per_example, 0)
@@ -169,6 +195,22 @@ def test_rows_of_one_example_count_as_one():
     assert widths[1] == pytest.approx(widths[0], rel=0.15)
 
 
+def test_rows_that_come_in_examples_widen_the_interval():
+    """Four nearly equal rows of each example, one a batch: read as free rows they would feign certainty."""
+    draw = np.random.default_rng(14)
+    rows = population(draw, 60, per_example=4, spread=0.2)
+    widths = []
+    for free in (False, True):
+        stream = Stream(1, 1, 1000, 0)
+        for k in range(4):
+            x, y = (side[k::4] for side in rows)
+            stream.add([x], [y], [e + 60 * k * free for e in range(60)])
+        found = stream.result()
+        assert found.examples == (240 if free else 60)
+        widths.append(found.hi[0, 0] - found.lo[0, 0])
+    assert 1.5 < widths[0] / widths[1] < 2.5  # 2 if the rows were equal
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e4])
 def test_constant_features_are_missing(dtype, value):
@@ -204,3 +246,19 @@ def test_memory_does_not_grow_with_tokens():
         held = [*stream._sums, *stream._resampled, stream._permuted, stream._placed, stream._weights]
         sizes.append(sum(x.nbytes for x in held))
     assert len(set(sizes)) == 1
+
+
+def test_few_rows_have_an_interval_or_none_but_never_a_narrow_one():
+    """A resample of the unbiased estimator can be undefined: a few are left out, many leave no interval."""
+    draw, shown = np.random.default_rng(15), 0
+    for seed in range(20):
+        x, y = (torch.tensor(draw.normal(size=(20, 64))) for _ in range(2))
+        stream = Stream(1, 1, 400, 0, seed)
+        stream.add([x], [y], list(range(20)))
+        found = stream.result()
+        lo, hi, value = found.lo[0, 0], found.hi[0, 0], found.cka[0, 0]
+        assert np.isnan(lo) == np.isnan(hi)
+        if np.isfinite(lo):
+            shown += 1
+            assert lo < value < hi
+    assert shown >= 10

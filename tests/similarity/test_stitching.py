@@ -61,6 +61,40 @@ def test_examples_are_never_split(monkeypatch):
     assert stitch([x], [y], list(range(200))).r2[0] > 0.9  # what it would look like
 
 
+def test_the_strength_is_chosen_on_other_examples():
+    """Copies of fitted rows in a fold would be foretold best by a weak ridge; other examples ask for a strong one."""
+    draw = np.random.default_rng(7)
+    x = torch.tensor(np.repeat(draw.normal(size=(60, 80)), 4, 0))
+    y = torch.tensor(np.repeat(draw.normal(size=(60, 6)), 4, 0))
+    assert stitch([x], [y], np.repeat(np.arange(60), 4).tolist()).ridge[0] >= 10
+    assert stitch([x], [y], list(range(240))).ridge[0] <= 0.1  # what it would look like
+
+
+def test_intervals_resample_examples():
+    """Rows of one example miss alike, so the interval is wider than that of as many free rows."""
+    draw = np.random.default_rng(8)
+    x = torch.tensor(np.repeat(draw.normal(size=(100, 5)), 6, 0))
+    own = draw.normal(size=(100, 3)) * draw.exponential(size=(100, 1))
+    y = x[:, :3] + torch.tensor(np.repeat(own, 6, 0))
+    row = stitch([x], [y], np.repeat(np.arange(100), 6).tolist(), resamples=1000).iloc[0]
+    order = np.random.default_rng(0).permutation(100)
+    held = np.isin(np.repeat(np.arange(100), 6), order[:20])
+    predicted = stitching_literal.ridge(x.numpy()[~held], y.numpy()[~held], x.numpy()[held], row.ridge)
+    truth, by = y.numpy()[held], np.arange(120).reshape(20, 6)
+    assert row.r2 == pytest.approx(stitching_literal.r2(truth, predicted), abs=1e-9)
+    drawn = [by[draw.integers(0, 20, 20)].ravel() for _ in range(1000)]
+    low, high = np.percentile([stitching_literal.r2(truth[i], predicted[i]) for i in drawn], [2.5, 97.5])
+    assert row.hi - row.lo == pytest.approx(high - low, rel=0.35)
+
+
+@pytest.mark.parametrize("width", [8, 300])
+def test_what_is_unrelated_is_near_zero_with_its_null(width):
+    draw = np.random.default_rng(9)
+    tables = [stitch(rows(draw, 200, width), rows(draw, 200, 6), list(range(200)), k, 100) for k in range(5)]
+    for table in tables:
+        assert -0.15 < table.r2[0] < 0.05 and -0.15 < table.null[0] < 0.05
+
+
 def test_layers_that_match_are_paired():
     draw = np.random.default_rng(4)
     xs = rows(draw, 150, 10, 10, 10, 10)
