@@ -90,12 +90,12 @@ def rows_of(
             for first in range(0, total, forward_batch):
                 some, where = texts[first : first + forward_batch], at[first : first + forward_batch]
                 width = max(map(len, some))
+                # Padding comes after the text, where no earlier position looks: no mask is needed.
                 ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in some], device=loaded.device)
-                mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in some], device=loaded.device)
                 lines = torch.tensor([i for i, w in enumerate(where) for _ in w], device=loaded.device)
                 columns = torch.tensor([p for w in where for p in w], device=loaded.device)
                 place = (lines, columns)
-                loaded.model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                loaded.model.model(input_ids=ids, use_cache=False)
                 progress(min(total, first + forward_batch), total)
     finally:
         loaded.model.train(training)
