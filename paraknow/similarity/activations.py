@@ -154,7 +154,7 @@ def untrained_pair(teacher: Loaded, student: Loaded, seed: int = 0) -> Iterator[
             for loaded in (teacher, student):
                 loaded.model.to("cpu")
             release()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
             for number, loaded in enumerate((teacher, student)):
                 torch.manual_seed(seed + number)
                 model = AutoModelForCausalLM.from_config(loaded.model.config, dtype=loaded.model.dtype)

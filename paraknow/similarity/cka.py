@@ -135,19 +135,20 @@ class Stream:
 
     def _permute(self, k: torch.Tensor, m: torch.Tensor, offsets: np.ndarray) -> None:
         n, flat = len(offsets), k.flatten(1)
+        free = [self._shuffle.permutation(n) for _ in self._permuted]
+        placed = [self._neighbours(offsets) for _ in self._placed]
+        orders = torch.from_numpy(np.stack([*free, *placed])).to(m.device)
+        sums = torch.stack([flat @ m[:, order][:, :, order].flatten(1).T for order in orders])
+        sums = sums.cpu().double() / (n - 3)
+        self._permuted += sums[: len(free)]
+        self._placed += sums[len(free) :]
 
-        def add(total: torch.Tensor, order: np.ndarray) -> None:
-            index = torch.from_numpy(order).to(m.device)
-            total += (flat @ m[:, index][:, :, index].flatten(1).T).double().cpu() / (n - 3)
-
-        for total in self._permuted:
-            add(total, self._shuffle.permutation(n))
-        for total in self._placed:
-            # each row gets the row that has read as much or next to it
-            line = np.lexsort((self._shuffle.random(n), offsets))
-            order = np.empty(n, dtype=np.int64)
-            order[line] = np.roll(line, 1)
-            add(total, order)
+    def _neighbours(self, offsets: np.ndarray) -> np.ndarray:
+        """A permutation that gives each row another one that has read as much, or next to as much."""
+        line = np.lexsort((self._shuffle.random(len(offsets)), offsets))
+        order = np.empty(len(offsets), dtype=np.int64)
+        order[line] = np.roll(line, 1)
+        return order
 
     def result(self) -> CKAResult:
         """CKA so far. Raises InputError where no batch was added."""

@@ -218,8 +218,8 @@ def _cka_table(
         parts += [frame, *(frame.assign(module=alias) for alias, of in SAME_OUTPUT.items() if of == module)]
         if lacking := int(np.isnan(result.cka).sum()):
             warnings.append(
-                f"similarity: {task}: CKA of {module} is undefined for {lacking} of {result.cka.size} layer pairs, "
-                "whose outputs are constant."
+                f"similarity: {task}: CKA of {module} is undefined for {lacking} of {result.cka.size} layer pairs: "
+                "a layer's outputs are constant, or vary too little over so few rows."
             )
     return pd.concat(parts, ignore_index=True)
 
