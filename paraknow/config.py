@@ -57,7 +57,7 @@ class Locate(Part):
     modules: tuple[Module, ...] | None = Field(
         None, description="Leave matrices out by naming the ones to keep; all seven projections by default."
     )
-    neurons: Literal["exact", "first_order", "off"] = Field(
+    neurons: Literal["exact", "first_order", "none"] = Field(
         "exact",
         description="Score neurons by what they add to the log-probability of the answer's last word: exactly, "
         "or to first order (much less work on large models). LaTen ranks neurons by this.",

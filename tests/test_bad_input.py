@@ -327,7 +327,7 @@ def test_activations_that_are_not_finite_name_the_layer(failed, checkpoint, tmp_
     weights["model.layers.1.mlp.gate_proj.weight"] *= 1e30
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     same = {"teacher": str(folder), "student": str(folder)}
-    off = {"seeds": 2, "max_length": 64, "neurons": "off"}
+    off = {"seeds": 2, "max_length": 64, "neurons": "none"}
     sentence, _ = failed(pair=same, locate={**off, "layers": "matched"})
     assert "residual stream after layer 1 of the teacher is NaN or infinite" in sentence
 

@@ -230,7 +230,7 @@ def _sensitivities(
             located.warnings.append(warning)
         report = part(progress, 2000 * number, 2000 * len(tasks), scale=1000)
         found[task.name] = sensitivity(loaded, encoded.items, report, halves=True)
-        if settings.neurons != "off":
+        if settings.neurons != "none":
             report = part(progress, 2000 * number + 1000, 2000 * len(tasks), scale=1000)
             _add_neurons(located, loaded, encoded.items, settings, task.name, name, report)
     return found

@@ -119,7 +119,7 @@ def test_every_layer_choice_and_structure(checkpoint, by, structure):
     student = models.load(str(checkpoint("llama", seed=1, hidden_size=16, intermediate_size=24)), device="cpu")
     tasks = [data.load_task("demo:people")]
     few = config.Similarity(examples=40, tokens=2)
-    choice = config.Locate(seeds=2, layers=by, structure=structure, neurons="off", max_length=64)
+    choice = config.Locate(seeds=2, layers=by, structure=structure, neurons="none", max_length=64)
     found = locate(teacher, student, tasks, choice, similarity=few)
     chosen = found.layers[found.layers.chosen]
     assert list(chosen.student_layer) == [0, 1] and sorted(chosen.layer) == list(chosen.layer)

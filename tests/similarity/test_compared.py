@@ -111,7 +111,7 @@ def test_the_table_is_what_the_literal_version_gives(tiny_pair, task):
 def test_all_parts_over_two_tasks(tiny_pair, task, tmp_path):
     teacher, student = tiny_pair
     tasks = [task, data.load_task("demo:sum")]
-    blocks = locate(teacher, student, tasks, config.Locate(seeds=2, max_length=64, neurons="off")).blocks
+    blocks = locate(teacher, student, tasks, config.Locate(seeds=2, max_length=64, neurons="none")).blocks
     steps: list[tuple[int, int]] = []
     found = compare(teacher, student, tasks, FEW, blocks, 4, 0, lambda s, t, *_, **__: steps.append((s, t)))
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
