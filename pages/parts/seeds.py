@@ -24,7 +24,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for (model, what), own in table.groupby(["model", "what"], sort=False):
         row = {"model": model, "agreement of": WHAT.get(what, what), "value": own.value.mean()}
         lines.append(row | {"from": own.lo.mean(), "to": own.hi.mean(), "by chance": own.chance.mean()})
-    return pd.DataFrame(lines).round(2)
+    return pd.DataFrame(lines)
 
 
 def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
@@ -51,7 +51,7 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
     if len(pairs):
         st.subheader("Task against task")
         named = pairs[["task", "other"]].drop_duplicates().itertuples(index=False)
-        options = [f"{shell.escape(a)} and {shell.escape(b)}" for a, b in named]
+        options = [f"{a} and {b}" for a, b in named]
         picked = st.selectbox("Tasks", options, key="s.tasks") if len(options) > 1 else options[0]
         place = options.index(picked)
         one, other = pairs[["task", "other"]].drop_duplicates().iloc[place]
@@ -69,7 +69,9 @@ def _both(table: pd.DataFrame, title: str, note: str, titles: dict[str, str], ke
         alt = f"{title} " + "; ".join(f"{WHAT.get(k, k)} {v:.2f}" for k, v in means.items())
         shell.plot(neurons.overlaps(table, title, note), key, alt)
     shown = summary(table).assign(model=lambda t: t.model.map(titles))
-    st.dataframe(shown, hide_index=True, placeholder=shell.MISSING)
+    two = st.column_config.NumberColumn(format="%.2f")
+    formats = {name: two for name in ("value", "from", "to", "by chance")}
+    st.dataframe(shown, hide_index=True, placeholder=shell.MISSING, column_config=formats)
 
 
 def scores(run: Run, task: str, titles: dict[str, str]) -> None:
