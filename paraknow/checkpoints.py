@@ -16,7 +16,7 @@ from typing import Any
 
 from paraknow import resources
 from paraknow.architecture import Architecture, from_config
-from paraknow.config import EMBEDDING, MODULES, Locate, Similarity
+from paraknow.config import EMBEDDING, MODULES, STITCHED_ROWS, Locate, Similarity
 from paraknow.errors import InputError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -213,7 +213,7 @@ def similarity_need(teacher: Checkpoint, student: Checkpoint, dtype: str, settin
         grams += 3 * a.layers * min(settings.batch_rows, settings.examples) ** 2 * 4
         stitched += a.layers * a.hidden
     rows = min(settings.batch_rows, settings.examples) * settings.tokens
-    return 2 * rows * features * BYTES[dtype] + grams + 2048 * stitched * (BYTES[dtype] + 8)
+    return 2 * rows * features * BYTES[dtype] + grams + STITCHED_ROWS * stitched * (BYTES[dtype] + 8)
 
 
 def memory_need(

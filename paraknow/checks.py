@@ -41,9 +41,9 @@ def check(config: RunConfig) -> Checked:
     length = max(config.locate.max_length, config.tune.max_length)
     tokens = min(length, teacher.architecture.context)
     counts = (tokens, rows, len(config.task), config.evaluate.batch_size)
-    on_gpu = free_bytes(config.device)[0] == "cuda"
-    memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, on_gpu)
-    _check_memory(config, memory)
+    device, free = free_bytes(config.device)
+    memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, device == "cuda")
+    _check_memory(config, memory, device, free)
     return Checked(config, teacher, student, candidates, memory)
 
 
@@ -102,8 +102,7 @@ def _free_on_gpu() -> int | None:
         return None
 
 
-def _check_memory(config: RunConfig, memory: dict[str, int]) -> None:
-    device, free = free_bytes(config.device)
+def _check_memory(config: RunConfig, memory: dict[str, int], device: str, free: int) -> None:
     stage, need = max(memory.items(), key=lambda item: item[1])
     if need > free:
         hint = "bfloat16 halves the weights" if config.dtype == "float32" else "a smaller tune.micro_batch needs less"

@@ -18,6 +18,7 @@ from paraknow.errors import InputError
 
 ATTENTION = ("q", "k", "v", "o")
 FFN = ("gate", "up", "down")
+STITCHED_ROWS = 2048  # tokens kept for stitching, over all tasks together
 EMBEDDING = ("embed", "lm_head")
 MODULES = (*ATTENTION, *FFN)
 Module = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "lm_head"]

@@ -27,12 +27,18 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _section(run: Run, name: str, title: str = "") -> pd.DataFrame | None:
+    """A table under its heading; None, without a word, where the run has none, and with one where it is damaged."""
+    if not artifacts.has(run, name):
+        return None
+    if title:
+        st.subheader(title)
+    return shell.read(artifacts.table, run, name)
+
+
 def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
     """Halves of the seeds against each other; with several tasks, tasks against each other."""
-    if not artifacts.has(run, "locate/agreement.parquet"):
-        return
-    st.subheader("Do the seeds agree?")
-    table = shell.read(artifacts.table, run, "locate/agreement.parquet")
+    table = _section(run, "locate/agreement.parquet", "Do the seeds agree?")
     if table is None:
         return
     halves = table[(table.about == "split_half") & (table.task == task)]
@@ -76,10 +82,7 @@ def _both(table: pd.DataFrame, title: str, note: str, titles: dict[str, str], ke
 
 def scores(run: Run, task: str, titles: dict[str, str]) -> None:
     """Attention and FFN of every layer, and the best neurons with the tokens they promote."""
-    if not artifacts.has(run, "locate/attribution.parquet"):
-        return
-    st.subheader("Neurons")
-    table = shell.read(artifacts.table, run, "locate/attribution.parquet")
+    table = _section(run, "locate/attribution.parquet", "Neurons")
     if table is None:
         return
     sides = [m for m in ("teacher", "student") if ((table.model == m) & (table.task == task)).any()]
@@ -124,9 +127,7 @@ def _first_order(run: Run, task: str, titles: dict[str, str]) -> str:
 
 def promoted(run: Run, task: str, titles: dict[str, str]) -> None:
     """The best neurons of one model with what they promote."""
-    if not artifacts.has(run, "locate/promoted.parquet"):
-        return
-    table = shell.read(artifacts.table, run, "locate/promoted.parquet")
+    table = _section(run, "locate/promoted.parquet")
     if table is None:
         return
     table = table[table.task == task]

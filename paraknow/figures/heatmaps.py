@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from paraknow.config import MODULES
 from paraknow.figures.theme import BLOCK, frame, plain, short
 
-MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 CLIP = (1.0, 99.0)  # percentiles of the positive values
 UNITS = {
     "mean": "mean |w · ∇| per weight (nats)",

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import NEUTRAL, frame, plain, short, side_by_side
+from paraknow.config import MODULES
+from paraknow.figures.theme import EXPECTED, NEUTRAL, frame, plain, short, side_by_side
 
 KINDS = {"attention": ("attention", "#2F7FC1", ""), "ffn": ("FFN", "#C96F00", "/")}
-CHANCE = "#C2508F"
 MANY = 16  # layers from which a chart needs the page's whole width
 
 
@@ -70,7 +70,7 @@ def overlaps(table: pd.DataFrame, title: str, note: str) -> go.Figure:
         "block": ("overlap of the chosen blocks", "diamond", "#C96F00"),
         "map": ("rank correlation of the maps", "circle", "#2F7FC1"),
     }
-    order = [m for m in ("q", "k", "v", "o", "gate", "up", "down") if m in set(table.module)]
+    order = [m for m in MODULES if m in set(table.module)]
     place = {module: i for i, module in enumerate(order)}
     spread = side_by_side(table.layer.dropna(), 0.2)
     for index, (what, (name, symbol, color)) in enumerate(kinds.items()):
@@ -95,7 +95,7 @@ def overlaps(table: pd.DataFrame, title: str, note: str) -> go.Figure:
                 x=[v for m in means.index for v in (place[m] + shift - 0.12, place[m] + shift + 0.12, None)],
                 y=[v for m in means.index for v in (means[m], means[m], None)],
                 mode="lines",
-                line={"color": CHANCE, "width": 3},
+                line={"color": EXPECTED, "width": 3},
                 name="expected by chance",
                 showlegend=index == 0,
                 hovertemplate="by chance: %{y:.2f}<extra></extra>",

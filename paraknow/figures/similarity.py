@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import BLOCK, NEUTRAL, STUDENT, TEACHER, frame, plain, short
+from paraknow.figures.theme import BLOCK, EXAMINED, NEUTRAL, STUDENT, TEACHER, frame, plain, short
 
 SELECTION = "pair"
 MODULES = ("residual", "attention", "ffn", "q", "k", "v", "o", "gate", "up", "down")
@@ -133,7 +133,7 @@ def modules(table: pd.DataFrame, names: dict[str, str], paired: set[tuple[int, i
     series = [("mean over all layer pairs", means.cka, "diamond", TEACHER.color)]
     if any(inside):
         on_pairs = table[inside].groupby("module").cka.mean().reindex(means.index)
-        series.append(("mean over the layer pairing", on_pairs, "circle", "#C2508F"))
+        series.append(("mean over the layer pairing", on_pairs, "circle", EXAMINED.color))
     symbols = {"null": "x-thin-open", "null_position": "square-open", "untrained": "circle-open"}
     for column, name in NULLS.items():
         if means[column].notna().any():

@@ -28,6 +28,7 @@ class Style:
 TEACHER = Style("#C96F00", "star")
 STUDENT = Style("#2F7FC1", "circle-open")
 EXAMINED = Style("#C2508F", "diamond")
+EXPECTED = EXAMINED.color  # what arithmetic or chance alone would give
 BASELINES = (
     Style("#0E8F72", "circle", "dash"),
     Style("#8A6FD1", "triangle-up", "dashdot"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import NEUTRAL, STUDENT, TEACHER, frame, plain, short, side_by_side
+from paraknow.config import MODULES
+from paraknow.figures.theme import EXPECTED, NEUTRAL, STUDENT, TEACHER, frame, plain, short, side_by_side
 
-MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 SOURCES = {
     "block": ("the teacher's block", "diamond", TEACHER.color),
     "own": ("the student's own top part", "circle", STUDENT.color),
@@ -60,7 +60,7 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
                     x=[v for m in means.index for v in (place[m] + 0.26 * (index - 1) + d for d in (-0.1, 0.1, 0.1))],
                     y=[v for m in means.index for v in (means[m], means[m], None)],
                     mode="lines",
-                    line={"color": "#C2508F", "width": 3},
+                    line={"color": EXPECTED, "width": 3},
                     name="expected by arithmetic" if quantity == "cos_rest" else "expected of random directions",
                     showlegend=index == 0,
                     hovertemplate="expected: %{y:.3f}<extra></extra>",

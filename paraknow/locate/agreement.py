@@ -26,8 +26,11 @@ COLUMNS = "about model task other what module layer value chance lo hi n".split(
 
 
 def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row of two arrays (k, n); NaN where a row is constant."""
-    a, b = (rankdata(x, axis=1) - (x.shape[1] + 1) / 2 for x in (np.atleast_2d(one), np.atleast_2d(other)))
+    """Spearman's correlation of each row of two arrays (k, n) or (n,); NaN where a row is constant or n < 3."""
+    one, other = np.atleast_2d(one), np.atleast_2d(other)
+    if one.shape[1] < 3:
+        return np.full(len(one), np.nan)
+    a, b = (rankdata(x, axis=1) - (x.shape[1] + 1) / 2 for x in (one, other))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
 
@@ -115,7 +118,7 @@ def agreement(
             add(about, *names, "chosen_layers", *overlap_of_layers(first, second, layers), n=n)
         for layer, module in ((k, m) for m in shapes or () for k in chosen):
             one, other = (x[(layer, module)] for x in maps)
-            value = float(rank_correlations(*(x.flatten().cpu().numpy()[None] for x in (one, other)))[0])
+            value = float(rank_correlations(*(x.flatten().cpu().numpy() for x in (one, other)))[0])
             add(about, *names, "map", value, 0.0, module=module, layer=layer, n=n)
             if not structure.startswith("random"):
                 both = overlap_of_blocks(one, other, shapes[module], structure, seed)  # type: ignore[index]
@@ -130,8 +133,7 @@ def agreement(
     whole = {task: {p: h[0] + h[1] for p, h in found.halves.items()} for task, found in parts.items() if found.halves}
     for one, other in combinations(whole, 2):
         n = min(len(parts[task].losses) for task in (one, other))
-        both = np.array([parts[task].layer_scores(layers) for task in (one, other)])
-        value = float(rank_correlations(both[:1], both[1:])[0]) if layers > 2 else np.nan
+        value = float(rank_correlations(*(np.array(parts[task].layer_scores(layers)) for task in (one, other)))[0])
         add("tasks", one, other, "layer_scores", value, 0.0, n=n)
         compare("tasks", (one, other), [whole[one], whole[other]], n)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "Int64"})

@@ -19,10 +19,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from paraknow.data import Encoded
 from paraknow.errors import InputError, RunError
+from paraknow.locate.agreement import rank_correlations
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
 
@@ -132,7 +132,8 @@ def score(
             gain = _sublayer(base, words, output * states.c[:, None], read)
             row.append(torch.stack([gain, scores.sum(1)], -1))
             if how == "exact":
-                found.rank_correlation[key] = _spearman(found.scores[key], found.first_order[key])
+                both = (found.scores[key].cpu().numpy(), found.first_order[key].cpu().numpy())
+                found.rank_correlation[key] = float(rank_correlations(*both)[0])
         for kept in (found.scores, found.first_order):
             kept[(layer, "value")] = _value_rows(kept[(layer, "attention")], loaded)
         whole.append(torch.stack(row, 1))
@@ -218,13 +219,6 @@ def _readout(loaded: Loaded) -> torch.Tensor:
     """W_U · diag(γ) in float32 (V, d): the lens without c. A tied head is the embedding."""
     gamma = loaded.architecture.family.norm_offset + loaded.model.model.norm.weight.float()
     return loaded.model.get_output_embeddings().weight.float() * gamma
-
-
-def _spearman(one: torch.Tensor, other: torch.Tensor) -> float:
-    a, b = one.cpu().numpy(), other.cpu().numpy()
-    if len(a) < 3 or (a == a[0]).all() or (b == b[0]).all():
-        return float("nan")
-    return float(spearmanr(a, b).statistic)
 
 
 # -- reading the states ------------------------------------------------------------------------------

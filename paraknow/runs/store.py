@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -159,15 +160,23 @@ def all_runs(root: Path | None = None) -> list[Run]:
     """All runs of one's own, newest first; then the recorded ones, in the order they tell their story."""
     root = root or runs_folder()
     own = [Run(p.parent) for p in root.glob("*/config.yaml") if not p.parent.name.startswith(".")]
-    return sorted(own, key=_age, reverse=True) + recorded_runs()
+    second = Counter(_second(run) for run in own)
+    # Ids tell seconds and end in random letters; pages list often, so a file is read only where seconds are shared.
+    order = {run.id: (_second(run), _created(run) if second[_second(run)] > 1 else 0.0, run.id) for run in own}
+    return sorted(own, key=lambda run: order[run.id], reverse=True) + recorded_runs()
 
 
-def _age(run: Run) -> tuple[float, str]:
-    """When a run was made, to the microsecond: ids only tell seconds, and their last part is random."""
+def _second(run: Run) -> str:
+    """The time in a run's id, as it sorts."""
+    return run.id[:15]
+
+
+def _created(run: Run) -> float:
+    """When a run was made, to the microsecond; 0 where that cannot be read."""
     try:
-        return float(files.read_json(run.path("status.json"))["created"]), run.id
+        return float(files.read_json(run.path("status.json"))["created"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0.0, run.id
+        return 0.0
 
 
 def recorded_runs() -> list[Run]:

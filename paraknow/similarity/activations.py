@@ -120,7 +120,6 @@ def batches(
     edges = [round(i * len(points) / parts) for i in range(parts + 1)]
     for begin, end in pairwise(edges):
         some = points[begin:end]
-
         both = []
         for number, (loaded, side) in enumerate(((teacher, "teacher"), (student, "student"))):
             texts = [getattr(p, f"{side}_ids") for p in some]

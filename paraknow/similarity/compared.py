@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from paraknow import data, files
-from paraknow.config import Similarity
+from paraknow.config import STITCHED_ROWS, Similarity
 from paraknow.errors import InputError, RunError
+from paraknow.locate.agreement import rank_correlations
 from paraknow.locate.blocks import Block, factor
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
@@ -32,7 +32,6 @@ from paraknow.similarity.cka import CKAResult, Stream
 from paraknow.similarity.points import Points, aligned
 from paraknow.similarity.stitching import stitch
 
-STITCHED_ROWS = 2048  # tokens kept for stitching, over all tasks together
 SPECTRUM_POINTS = 64
 TABLES = ("cka", "stitching", "weights", "spectra", "tasks")
 
@@ -231,7 +230,7 @@ def _across_tasks(cka: pd.DataFrame) -> pd.DataFrame:
         wide = own.pivot(index=["teacher_layer", "student_layer"], columns="task", values="cka")
         for one, other in combinations(list(dict.fromkeys(own.task)), 2):
             both = wide[[one, other]].dropna()
-            value = float(spearmanr(both[one], both[other]).statistic) if len(both) > 2 else np.nan
+            value = float(rank_correlations(both[one].to_numpy(), both[other].to_numpy())[0])
             rows.append({"module": module, "task": one, "other": other, "rank_correlation": value, "n": len(both)})
     return pd.DataFrame(rows, columns="module task other rank_correlation n".split())
 
@@ -315,11 +314,7 @@ def weights_table(
                 "directions": 0,
                 "n": n,
             }
-            if directions is not None:
-                row["interference"] = weights.energy_in(b, a, directions)
-                row["directions"] = directions.shape[1]
-                row["interference_expected"] = directions.shape[1] / directions.shape[0]
-            rows.append(row)
+            rows.append(row | (weights.known_share(b, a, directions) if directions is not None else {}))
         progress(number + 1, len(blocks))
     return pd.DataFrame(rows)
 

@@ -77,13 +77,14 @@ def top_directions(inputs: torch.Tensor, energy: float = ENERGY) -> torch.Tensor
     return vt[: min(k, len(s))].T
 
 
-def energy_in(b: torch.Tensor, a: torch.Tensor, directions: torch.Tensor) -> float:
-    """Share of ‖BA‖² that acts on inputs in the span of `directions` (m, k); NaN where BA is zero."""
+def known_share(b: torch.Tensor, a: torch.Tensor, directions: torch.Tensor) -> dict[str, float]:
+    """How much of ‖BA‖² acts on inputs in the span of `directions` (m, k); see `interference`. NaN where BA is zero."""
+    m, k = directions.shape
     b, a = b.to(directions.dtype), a.to(directions.dtype)
-    inner = b.T @ b
+    inner, inside = b.T @ b, a @ directions
     whole = float((inner @ a * a).sum())
-    inside = a @ directions
-    return float((inner @ inside * inside).sum()) / whole if whole else math.nan
+    share = float((inner @ inside * inside).sum()) / whole if whole else math.nan
+    return {"interference": share, "interference_expected": k / m, "directions": k}
 
 
 def interference(b: torch.Tensor, a: torch.Tensor, inputs: torch.Tensor, energy: float = ENERGY) -> dict[str, float]:
@@ -92,9 +93,4 @@ def interference(b: torch.Tensor, a: torch.Tensor, inputs: torch.Tensor, energy:
     `inputs` (N, m) are the matrix's inputs on known text. interference: the share of ‖ΔW‖² in their top subspace,
     the fewest `directions` that hold `energy` of them; interference_expected: that of a random ΔW, directions/m.
     """
-    top = top_directions(inputs, energy)
-    return {
-        "interference": energy_in(b, a, top),
-        "interference_expected": top.shape[1] / inputs.shape[1],
-        "directions": top.shape[1],
-    }
+    return known_share(b, a, top_directions(inputs, energy))
