@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from paraknow.config import Locate, Part
+from paraknow.config import Locate, Part, Tune
+from paraknow.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
+    from paraknow.checkpoints import Checkpoint
+    from paraknow.data import Encoded, Example
     from paraknow.locate.blocks import Block
     from paraknow.models import Loaded
 
 Paradigm = Literal["post-align", "pre-align", "language-based", "control"]
+Place = tuple[int, str]  # (student layer, module)
 
 
 class NoSettings(Part):
@@ -33,7 +38,10 @@ class RankSettings(Part):
 class Align:
     """What a method works from. `method` and `settings` are the examined method's, for controls.
 
-    `blocks` are the located blocks, one per matrix of the student that takes part.
+    `blocks` are the located blocks, one per matrix of the student that takes part. `train` and `known` are the
+    task's training and align splits (METHODS 4.3: align text holds only what both models know); no method sees the
+    test split. `neurons` is the table locate/neurons.parquet, empty where neurons were left out, and
+    `ffn_sensitivity` the table locate/ffn.parquet.
     """
 
     teacher: Loaded
@@ -43,29 +51,71 @@ class Align:
     seed: int
     settings: Any
     method: Method
+    train: tuple[Example, ...] = ()
+    known: tuple[Example, ...] = ()
+    tune: Tune = Tune()
+    neurons: pd.DataFrame | None = None
+    ffn_sensitivity: pd.DataFrame | None = None
+    progress: Progress = silent
 
     def other(self, **changes: Any) -> Align:
         """The same with one ingredient changed, as controls need it."""
         return replace(self, **changes)
 
+    @property
+    def pairs(self) -> list[int]:
+        """The teacher layer that feeds each student layer, as locating chose it."""
+        feeds = {b.student_layer: b.teacher_layer for b in self.blocks if b.module not in ("embed", "lm_head")}
+        return [feeds[layer] for layer in range(self.student.architecture.layers)]
+
+    def encode(self, examples: Sequence[Example], loaded: Loaded) -> list[Encoded]:
+        """Examples as a model reads them, prompts cut from the left to tune.max_length and its context.
+
+        Raises InputError where none keeps its answer.
+        """
+        from paraknow import data
+
+        context = min(self.tune.max_length, loaded.architecture.context)
+        return data.encode_all(examples, loaded.tokenizer, context, "aligning").items
+
 
 @dataclass
 class Start:
-    """Where tuning starts: factors B (out, r) and A (r, in) per (student layer, module).
+    """What a method makes for the untouched student: exactly one of `factors`, `matrices` and `decoder`.
 
-    `tuned`: whether fine-tuning follows. If so, the start is the student's own function exactly: B·A is
-    subtracted again by a frozen twin. If not, B·A itself is the transferred change.
-    `facts` are numbers worth keeping (residuals, norms).
+    factors: B (out, r) and A (r, in) per (student layer, module). `tuned`: whether fine-tuning follows. If so, the
+    start is the student's own function exactly: B·A is subtracted again by a frozen twin. If not, B·A itself is the
+    transferred change.
+    matrices: whole weights (out, in) that take the place of the student's. FFN matrices may have more neurons than
+    the student's, as many in every layer (gate, up and down of all layers are then given): a checkpoint.
+    decoder: values for the method's `decode`, which mixes both models' logits and changes no weights.
+
+    examples, steps, trainable: what making it used of its own: examples whose answers it learned from, optimiser
+    steps, parameters trained. `losses` are those steps' losses, `table` rows worth keeping about them. `facts` are
+    numbers worth keeping (residuals, norms).
     """
 
-    factors: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]
+    factors: dict[Place, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     tuned: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
+    matrices: dict[Place, torch.Tensor] = field(default_factory=dict)
+    decoder: dict[str, Any] | None = None
+    examples: int = 0
+    steps: int = 0
+    trainable: int = 0
+    losses: list[float] = field(default_factory=list)
+    table: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One entry of the catalogue. `start(align)` makes the Start and may raise InputError."""
+    """One entry of the catalogue. `start(align)` makes the Start and may raise InputError.
+
+    needs: in words, for the catalogue. check(teacher, student, settings): refuses, before the first stage and from
+    headers alone, a pair or a setting that cannot work; raises InputError naming it and what can be used instead.
+    locates: whether it works from what locating found, so that locating counts as its own cost.
+    decode(teacher's logits, student's logits, values): the logits of a result that is a decoder.
+    """
 
     name: str
     title: str
@@ -77,6 +127,9 @@ class Method:
     settings: type[BaseModel] = RankSettings
     stands_alone: bool = False  # a control that is a model of its own ("zero"), not a variant ("seeking+noise")
     needs_clone: bool = False
+    locates: bool = False
+    check: Callable[[Checkpoint, Checkpoint, Any], None] | None = None
+    decode: Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -38,5 +38,6 @@ METHOD = Method(
     needs=(),
     cost="as the method it stands beside",
     start=start,
+    locates=True,
     settings=RankSettings,
 )

@@ -30,4 +30,5 @@ METHOD = Method(
     needs=(),
     cost="as the method it stands beside",
     start=start,
+    locates=True,
 )

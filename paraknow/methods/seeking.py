@@ -26,4 +26,5 @@ METHOD = Method(
     needs=("teacher gradients on the seeds", "teacher matrices at least as large as the student's"),
     cost="one backward pass of the teacher per seed, one SVD per student matrix, then fine-tuning",
     start=start,
+    locates=True,
 )
