@@ -24,7 +24,7 @@ def catalogue() -> dict[str, Method]:
     """Every known method by name."""
     found: dict[str, Method] = {}
     for module in pkgutil.iter_modules(__path__):
-        if module.name != "base":
+        if module.name != "base" and not module.name.startswith("_"):  # _name: what several method files share
             method = importlib.import_module(f"{__name__}.{module.name}").METHOD
             found[method.name] = method
     for point in entry_points(group="paraknow.methods"):
