@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from paraknow.demo import build
+from paraknow.demo import build, training
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_the_record_describes_the_files(built):
 def test_training_repeats_bit_by_bit(demo_tokenizer):
     from paraknow.demo import world
 
-    records = build.corpus(world.make_world(1, people=8, held_out=20))
-    pools = build.make_pools(records, {"known": 0.5, "sum": 0.5}, demo_tokenizer)
+    records = training.corpus(world.make_world(1, people=8, held_out=20))
+    pools = training.make_pools(records, {"known": 0.5, "sum": 0.5}, demo_tokenizer)
     weights = []
     for _ in range(2):
-        model = build.new_model((32, 1, 64, 2, 1), 16, 3, demo_tokenizer)
-        build.train(model, pools, 4, seed=5)
+        model = training.new_model((32, 1, 64, 2, 1), 16, 3, demo_tokenizer)
+        training.train(model, pools, 4, seed=5)
         weights.append(model.lm_head.weight.detach().clone())
     assert torch.equal(*weights)
