@@ -11,7 +11,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -180,14 +180,24 @@ def _check_keys(wrapped: Any, folder: Path) -> None:
         raise RunError(f"adapter {folder.name}: its key {odd} does not match the student.")
 
 
-def peft_start(align: Align, initialise: str) -> Factors:
-    """Factors as peft initialises them for the located matrices, taken from a copy of the student.
+def peft_start(
+    align: Align,
+    initialise: str,
+    extra: Mapping[str, Any] | None = None,
+    before: Callable[[Any, Any], None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> Factors:
+    """Factors B (out, r), A (r, in) as peft initialises them for the located matrices, from a copy of the student.
 
-    peft knows PiSSA for linear layers only; an embedding starts as plain LoRA there.
+    α = r, so peft's scale is 1 and B·A is exactly what it takes from the copy's weights (PiSSA and its like).
+    extra: more fields of peft's LoraConfig. before(copy, config), after(peft's model): an initialiser's own steps.
+    peft knows such starts for linear layers only; an embedding starts as plain LoRA there.
+
+    Raises RunError where peft gives a matrix another rank than was asked for, or cannot make its start.
     """
     from peft import get_peft_model
 
-    student = align.student
+    student, rank = align.student, align.settings.rank
     places = [(block.student_layer, block.module) for block in align.blocks]
     embeddings, linear = ([p for p in places if (p[1] == "embed") == wanted] for wanted in (True, False))
     factors: Factors = {}
@@ -195,14 +205,29 @@ def peft_start(align: Align, initialise: str) -> Factors:
         if not members:
             continue
         paths = {place: student.architecture.path(place[1], place[0]) for place in members}
+        own = kind == initialise
+        copied: Any = copy.deepcopy(student.model)
         with torch.random.fork_rng():
             torch.manual_seed(align.seed)
-            config = _lora_config(list(paths.values()), align.settings.rank, kind)
-            copied: Any = get_peft_model(copy.deepcopy(student.model), config)
+            config = _lora_config(list(paths.values()), rank, kind)
+            try:
+                if own:
+                    vars(config).update(extra or {})
+                    if before:
+                        before(copied, config)
+                copied = get_peft_model(copied, config)
+                if own and after:
+                    after(copied)
+            except (ValueError, RuntimeError) as error:
+                raise RunError(f"align: peft's start {kind!r} fails: {str(error).splitlines()[0]}") from error
         for place, path in paths.items():
-            b, a, embedding = _slots(copied.get_base_model().get_submodule(path), "default")
+            layer = copied.get_base_model().get_submodule(path)
+            b, a, embedding = _slots(layer, "default")
             b, a = (a.T, b.T) if embedding else (b, a)
-            factors[place] = (b.detach().float().clone(), a.detach().float().clone())
+            if b.shape[1] != rank or a.shape[0] != rank:  # peft cuts a rank that does not fit without a word
+                raise RunError(f"align: peft's start {kind!r} has rank {a.shape[0]} for {place[1]}, not {rank}.")
+            scale = layer.scaling["default"]
+            factors[place] = (scale * b.detach().float().clone(), a.detach().float().clone())
         del copied
     return {place: factors[place] for place in places}
 
@@ -217,9 +242,9 @@ def probe_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def reload_check(
     student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.Tensor], work: Path
 ) -> dict[str, float]:
-    """Load each exported adapter on the plain student in a fresh process and compare logits.
+    """Load each exported adapter on the plain student, or each exported checkpoint, in a fresh process; compare logits.
 
-    `expected` maps an adapter folder to the logits (tokens, V) it gave in memory on the prompt `ids`. Returns
+    `expected` maps a result's folder to the logits (tokens, V) it gave in memory on the prompt `ids`. Returns
     the largest absolute difference per folder. Raises RunError where one is above the tolerance (1e-4 in float32).
     """
     from safetensors.torch import save_file
@@ -244,9 +269,7 @@ def reload_check(
         # float32 keeps seven digits, so the limit grows with the logits themselves
         limit = TOLERANCE[student.model.dtype] * max(1.0, float(expected[Path(folder)].abs().max()) / 10)
         if not difference <= limit:
-            raise RunError(
-                f"reload check: adapter {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e})."
-            )
+            raise RunError(f"reload check: {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e}).")
     return differences
 
 

@@ -1,13 +1,15 @@
 """The fresh process of the reload check: plain transformers and peft, nothing of the run's own state.
 
-Usage: python -m paraknow.reload CHECKPOINT DTYPE DEVICE PROBE.safetensors ADAPTER...
-Prints a JSON list: the largest absolute difference of logits per adapter.
+Usage: python -m paraknow.reload CHECKPOINT DTYPE DEVICE PROBE.safetensors FOLDER...
+Each folder is an adapter of the checkpoint, or a checkpoint of its own. Prints a JSON list: the largest absolute
+difference of logits per folder.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -17,12 +19,14 @@ def main(arguments: list[str]) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    checkpoint, dtype, device, probe, *adapters = arguments
+    checkpoint, dtype, device, probe, *folders = arguments
     tensors = load_file(probe)
     differences = []
-    for index, adapter in enumerate(adapters):
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True)
-        loaded = PeftModel.from_pretrained(model.to(device), adapter).eval()
+    for index, folder in enumerate(folders):
+        own = (Path(folder) / "config.json").is_file()
+        base = folder if own else checkpoint
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True)
+        loaded = (model.to(device) if own else PeftModel.from_pretrained(model.to(device), folder)).eval()
         with torch.no_grad():
             logits = loaded(input_ids=tensors["ids"][None].to(device)).logits[0].float().cpu()
         differences.append(float((logits - tensors[str(index)]).abs().max()))

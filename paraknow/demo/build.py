@@ -75,9 +75,7 @@ def sha256(path: Path) -> str:
 class Workshop:
     """One folder in which models of one world are built: out/models, out/suites and out/record.json."""
 
-    def __init__(
-        self, out: Path, size_name: str, seed: int, progress: Callable[[str], Progress] = lambda name: silent
-    ):
+    def __init__(self, out: Path, size_name: str, seed: int, progress: Callable[[str], Progress] = lambda name: silent):
         if size_name not in SIZES:
             raise InputError(f"--size {size_name!r}: choose one of {', '.join(SIZES)}.")
         self.out, self.size, self.seed, self.progress = out, SIZES[size_name], seed, progress
@@ -93,7 +91,9 @@ class Workshop:
         path = self.out / "record.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["seed"] != self.seed or _shared(found["size"]) != _shared(json.loads(json.dumps(asdict(self.size)))):
+            if found["seed"] != self.seed or _shared(found["size"]) != _shared(
+                json.loads(json.dumps(asdict(self.size)))
+            ):
                 raise InputError(f"{path} is of another size or seed; name another folder with --out.")
             return {**found, "size": asdict(self.size)}
         return {
@@ -202,7 +202,9 @@ class Workshop:
     def student(self) -> Any:
         steps = self.size.student_steps
         return self.model(
-            "student", lambda r: self.train(self.fresh(self.size.student, "student"), self.half, steps, "student", r), steps
+            "student",
+            lambda r: self.train(self.fresh(self.size.student, "student"), self.half, steps, "student", r),
+            steps,
         )
 
     def teacher(self) -> Any:
@@ -258,7 +260,9 @@ class Workshop:
         self.model("rotated", lambda _: prune.rotate(sibling, self.seed + OFFSETS["rotated"]), 0)
         self.sibling(teacher, "healed", 4)
         steps = self.size.ladder_steps
-        self.model("heir", lambda r: self.train(copy.deepcopy(equal), self.everything, steps, "clone-teacher", r), steps)
+        self.model(
+            "heir", lambda r: self.train(copy.deepcopy(equal), self.everything, steps, "clone-teacher", r), steps
+        )
         self._of_teachers_size("same-start", self.half, "equal", "teacher")
         self._of_teachers_size("same-data", self.masked, "teacher")
 

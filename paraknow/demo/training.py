@@ -69,9 +69,7 @@ def make_pools(records: dict[str, list[dict]], shares: dict[str, float], tokeniz
     return pools
 
 
-def draw_batch(
-    pools: list[Pool], generator: torch.Generator, size: int = BATCH
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_batch(pools: list[Pool], generator: torch.Generator, size: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
     """One batch (ids, labels), each (size, W), with every pool's share of rows."""
     picks = [torch.randint(len(p.ids), (round(p.share * size),), generator=generator) for p in pools]
     width = max(int(p.lengths[i].max()) for p, i in zip(pools, picks, strict=True))
@@ -83,9 +81,7 @@ def draw_batch(
     return gather("ids", 0), gather("labels", -100)
 
 
-def train(
-    model: Any, pools: list[Pool], steps: int, seed: int, progress: Progress = silent, batch: int = BATCH
-) -> Any:
+def train(model: Any, pools: list[Pool], steps: int, seed: int, progress: Progress = silent, batch: int = BATCH) -> Any:
     """AdamW, linear decay after a 2 % warm-up, loss on answers only. Only parameters that require a
     gradient move."""
     device = next(model.parameters()).device

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from paraknow import data, files
 from paraknow.checkpoints import check_blocks
-from paraknow.config import EMBEDDING, Locate, Similarity
+from paraknow.config import EMBEDDING, FFN, Locate, Similarity
 from paraknow.errors import InputError
 from paraknow.locate import neurons
 from paraknow.locate.agreement import COLUMNS, agreement
@@ -32,7 +32,8 @@ MAP_SIDE = 512
 class Located:
     """Result of locating: tables, the blocks, and `maps`. docs/METHODS.md part 1 says what the tables hold.
 
-    `neurons`, `attribution` and `promoted` are empty where neurons were left out; `stitching` is there where layers
+    `ffn` holds the sensitivity of every FFN neuron, summed over its gate and up rows and its down column. `neurons`,
+    `attribution` and `promoted` are empty where neurons were left out; `stitching` is there where layers
     were matched by it. `maps` holds the summed |w·∇| of every matrix under "model/layer/module", pooled to at most
     512² cells and divided by its maximum (float16); `notes` holds that maximum ("max"), the matrix's shape and the
     pooling.
@@ -49,10 +50,11 @@ class Located:
     attribution: pd.DataFrame = field(default_factory=pd.DataFrame)
     promoted: pd.DataFrame = field(default_factory=pd.DataFrame)
     stitching: pd.DataFrame = field(default_factory=pd.DataFrame)
+    ffn: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def save(self, folder: Path) -> None:
         """Write the tables that have rows, block indices and pooled maps."""
-        for name in ("sensitivity", "layers", "agreement", "neurons", "attribution", "promoted"):
+        for name in ("sensitivity", "layers", "agreement", "neurons", "attribution", "promoted", "ffn"):
             if len(table := getattr(self, name)):
                 files.write_table(folder / f"{name}.parquet", table)
         files.write_table(folder / "blocks.parquet", blocks_table(self.blocks))
@@ -230,10 +232,22 @@ def _sensitivities(
             located.warnings.append(warning)
         report = part(progress, 2000 * number, 2000 * len(tasks), scale=1000)
         found[task.name] = sensitivity(loaded, encoded.items, report, halves=True)
+        table = _ffn_table(found[task.name].maps, loaded.architecture.layers).assign(task=task.name, model=name)
+        located.ffn = pd.concat([located.ffn, table], ignore_index=True)
         if settings.neurons != "none":
             report = part(progress, 2000 * number + 1000, 2000 * len(tasks), scale=1000)
             _add_neurons(located, loaded, encoded.items, settings, task.name, name, report)
     return found
+
+
+def _ffn_table(maps: dict[Place, torch.Tensor], layers: int) -> pd.DataFrame:
+    """Sensitivity of each FFN neuron: layer, neuron, sensitivity."""
+    parts = []
+    for layer in range(layers):
+        gate, up, down = (maps[(layer, module)] for module in FFN)
+        summed = (gate.sum(1) + up.sum(1) + down.sum(0)).cpu().numpy()
+        parts.append(pd.DataFrame({"layer": layer, "neuron": range(len(summed)), "sensitivity": summed}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _add_neurons(

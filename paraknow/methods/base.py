@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,6 +115,7 @@ class Method:
     headers alone, a pair or a setting that cannot work; raises InputError naming it and what can be used instead.
     locates: whether it works from what locating found, so that locating counts as its own cost.
     decode(teacher's logits, student's logits, values): the logits of a result that is a decoder.
+    variants: a control's name → the method's own form of that control, where the common one does not fit it.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Method:
     locates: bool = False
     check: Callable[[Checkpoint, Checkpoint, Any], None] | None = None
     decode: Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor] | None = None
+    variants: Mapping[str, Callable[[Align], Start]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

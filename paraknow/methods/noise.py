@@ -6,6 +6,7 @@ A plain Gaussian block of equal norm would keep only an eighth of it at rank 16.
 
 from __future__ import annotations
 
+from paraknow.errors import InputError
 from paraknow.methods.base import Align, Method, RankSettings, Start
 
 
@@ -13,7 +14,11 @@ def start(align: Align) -> Start:
     """Random orthonormal U (n, r), V (m, r) with the examined start's own Σ_r; tuned as the method is."""
     import torch
 
+    if own := align.method.variants.get("noise"):
+        return own(align)
     examined = align.method.start(align)
+    if not examined.factors:
+        raise InputError(f"controls: noise has no form for {align.method.name!r}, whose result is no adapter.")
     generator = torch.Generator().manual_seed(align.seed + 1_000_003)
     factors = {}
     for place, (b, a) in examined.factors.items():

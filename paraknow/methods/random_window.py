@@ -11,6 +11,8 @@ def start(align: Align) -> Start:
 
     from paraknow.locate.blocks import choose_block
 
+    if own := align.method.variants.get("random_window"):
+        return own(align)
     generator = torch.Generator().manual_seed(align.seed + 2_000_003)
     blocks = []
     for block in align.blocks:

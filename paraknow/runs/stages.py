@@ -4,58 +4,24 @@ folder and writes its own artifacts, so that a broken run goes on where it stopp
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
-from paraknow import __version__, data, files, inject, tune
+from paraknow import __version__, budget, data, files, results
 from paraknow.checkpoints import weights_hash
-from paraknow.checks import Checked
-from paraknow.config import RunConfig
 from paraknow.errors import RunError
 from paraknow.evaluate import deltas, harness
 from paraknow.locate.located import Located, locate
-from paraknow.methods.base import Align, Candidate, Start
+from paraknow.methods.base import Candidate, Method
 from paraknow.models import Loaded, load
 from paraknow.progress import Progress, part
-from paraknow.runs.store import Run
+from paraknow.runs.session import Session
+from paraknow.runs.transfer import stage_align, stage_tune
 from paraknow.similarity.compared import compare
-
-Warn = Callable[[str], None]
-
-
-@dataclass
-class Session:
-    """One run being carried out: its folder, what was checked, and the models once they are loaded."""
-
-    run: Run
-    checked: Checked
-    warn: Warn
-    models: dict[str, Loaded] = field(default_factory=dict)
-
-    @property
-    def config(self) -> RunConfig:
-        return self.checked.config
-
-    def tasks(self, names: tuple[str, ...]) -> list[data.Task]:
-        return [data.load_task(name, self.config.seed) for name in names]
-
-    def jobs(self) -> Iterator[tuple[Candidate, int]]:
-        """Every model the run makes, with each seed."""
-        for candidate in self.checked.candidates:
-            for seed in self.config.run_seeds:
-                yield candidate, seed
-
-    def adapter(self, candidate: Candidate, seed: int) -> Path:
-        return self.run.path("adapters", candidate.label, str(seed))
-
-    def start_file(self, candidate: Candidate, seed: int) -> Path:
-        return self.run.path("align", candidate.label, f"{seed}.safetensors")
 
 
 def stage_load(session: Session, progress: Progress) -> None:
@@ -124,7 +90,9 @@ def stage_locate(session: Session, progress: Progress) -> None:
     """Sensitivities, neurons, layers and blocks into locate/."""
     config, tasks = session.config, session.tasks(session.config.task)
     pair = (session.models["teacher"], session.models["student"])
-    result = locate(*pair, tasks, config.locate, config.seed, progress, config.similarity)
+    with budget.counting(*pair) as spent:
+        result = locate(*pair, tasks, config.locate, config.seed, progress, config.similarity)
+    files.write_json(session.run.path("locate", "spent.json"), spent)
     for warning in result.warnings:
         session.warn(warning)
     if len(result.stitching):
@@ -146,155 +114,25 @@ def stage_similarity(session: Session, progress: Progress) -> None:
     result.save(session.run.path("similarity"))
 
 
-def stage_align(session: Session, progress: Progress) -> None:
-    """Every method's start into align/<model>/<seed>.safetensors, and align/starts.parquet about them."""
-    config, models = session.config, session.models
-    blocks = Located.load_blocks(session.run.path("locate"))
-    examined = session.checked.candidates[0]
-    jobs, rows = list(session.jobs()), []
-    for number, (candidate, seed) in enumerate(jobs):
-        settings = examined.settings if candidate.control_of else candidate.settings
-        align = Align(models["teacher"], models["student"], blocks, config.locate, seed, settings, examined.method)
-        start = candidate.method.start(align)
-        if candidate.control_of and candidate.label != "zero":
-            _warn_if_same(session, candidate, seed, start)
-        tensors: dict[str, torch.Tensor] = {}
-        for (layer, module), (b, a) in start.factors.items():
-            if not bool(torch.isfinite(b).all() & torch.isfinite(a).all()):
-                raise RunError(f"align: {candidate.label} gives NaN or infinity for {module} of layer {layer}.")
-            tensors |= {
-                f"{layer}.{module}.B": b.float().cpu().contiguous(),
-                f"{layer}.{module}.A": a.float().cpu().contiguous(),
-            }
-            weight = models["student"].weight(module, layer)
-            rows.append(
-                {
-                    "model": candidate.label,
-                    "seed": seed,
-                    "layer": layer,
-                    "module": module,
-                    "rank": b.shape[1],
-                    "norm": float((b.float() @ a.float()).norm()),
-                    "weight_norm": float(weight.float().norm()),
-                }
-            )
-        with files.replacing(session.start_file(candidate, seed)) as temporary:
-            save_file(tensors, temporary, metadata={"tuned": str(start.tuned)})
-        progress(number + 1, len(jobs), candidate.label)
-    files.write_table(session.run.path("align", "starts.parquet"), pd.DataFrame(rows))
-
-
-def _warn_if_same(session: Session, candidate: Candidate, seed: int, start: Start) -> None:
-    examined = read_start(session.start_file(session.checked.candidates[0], seed)).factors
-    same = start.factors.keys() == examined.keys() and all(
-        torch.equal(b.float().cpu() @ a.float().cpu(), examined[p][0] @ examined[p][1])
-        for p, (b, a) in start.factors.items()
-    )
-    if same:
-        session.warn(
-            f"align: the control {candidate.label} starts exactly as the method does, so it tells nothing here."
-        )
-
-
-def read_start(path: Path) -> Start:
-    """A start as stage_align wrote it."""
-    from safetensors import safe_open
-
-    factors: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
-    with safe_open(path, framework="pt") as stream:
-        tuned = stream.metadata()["tuned"] == "True"
-        for key in stream.keys():  # noqa: SIM118 (not a dict)
-            layer, module, kind = key.split(".")
-            if kind == "B":
-                factors[(int(layer), module)] = (stream.get_tensor(key), stream.get_tensor(f"{layer}.{module}.A"))
-    return Start(factors, tuned)
-
-
-def stage_tune(session: Session, progress: Progress) -> None:
-    """Fine-tune every start and export it into adapters/; then reload all of them in a fresh process."""
-    config, student = session.config, session.models["student"]
-    context = min(config.tune.max_length, student.architecture.context)
-    examples = [e for task in session.tasks(config.task) for e in task.train]
-    encoded = data.encode_all(examples, student.tokenizer, context, "tuning")
-    if warning := encoded.warning("tuning"):
-        session.warn(warning)
-    jobs = list(session.jobs())
-    steps = tune.steps_of(len(encoded.items), config.tune)
-    probe = torch.tensor(encoded.items[0].ids)
-    plain = inject.probe_logits(student.model, probe)
-    for number, (candidate, seed) in enumerate(jobs):
-        if session.adapter(candidate, seed).is_dir():
-            continue  # finished before the run was broken off
-        report = part(progress, number * steps, len(jobs) * steps, f"{candidate.label}, seed {seed}")
-        _tune_one(session, candidate, seed, encoded.items, plain, probe, report)
-    _reload_all(session, probe)
-
-
-def _tune_one(
-    session: Session,
-    candidate: Candidate,
-    seed: int,
-    items: list[data.Encoded],
-    plain: torch.Tensor,
-    probe: torch.Tensor,
-    report: Progress,
-) -> None:
-    student = session.models["student"]
-    start = read_start(session.start_file(candidate, seed))
-    facts: dict[str, Any] = {"method": candidate.method.name, "seed": seed, "settings": candidate.settings.model_dump()}
-    with inject.attached(student, start) as wrapped:
-        if start.tuned:
-            shift = float((inject.probe_logits(wrapped, probe) - plain).abs().max())
-            if not shift <= inject.TOLERANCE[student.model.dtype]:
-                raise RunError(
-                    f"tune: {candidate.label} does not start at the student; its logits differ by {shift:.2g}."
-                )
-            pad = student.tokenizer.pad_token_id or 0
-            tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report)
-            facts |= {"start_difference": shift, "examples": tuned.examples, "trainable": tuned.trainable}
-            frame = pd.DataFrame({"step": range(1, len(tuned.losses) + 1), "loss": tuned.losses})
-            files.write_table(session.run.path("tune", candidate.label, f"{seed}.parquet"), frame)
-        logits = inject.probe_logits(wrapped, probe)
-        if start.tuned and torch.equal(logits, plain):
-            raise RunError(
-                f"tune: {candidate.label} is still the student after tuning; a larger tune.learning_rate may help."
-            )
-        memory = _logits_file(session, candidate, seed)
-        with files.replacing(memory) as temporary:
-            save_file({"logits": logits}, temporary)
-        inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
-
-
-def _logits_file(session: Session, candidate: Candidate, seed: int) -> Path:
-    return session.run.path("tune", candidate.label, f"{seed}.logits.safetensors")
-
-
-def _reload_all(session: Session, probe: torch.Tensor) -> None:
-    """Every adapter, loaded afresh, must give the logits that the tuned model gave in memory."""
-    expected = {session.adapter(c, s): load_file(_logits_file(session, c, s))["logits"] for c, s in session.jobs()}
-    differences = inject.reload_check(session.models["student"], probe, expected, session.run.path("adapters"))
-    root = session.run.path("adapters")
-    relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
-    files.write_json(root / "reload.json", {"largest_difference": relative})
-
-
 def stage_evaluate(session: Session, progress: Progress) -> None:
     """Every model on the same items: evaluate/items.parquet, results.json and deltas.json."""
     config, student = session.config, session.models["student"]
     suites = {task.name: _limited(task.test, config.evaluate.limit) for task in session.tasks(config.suites)}
-    subjects: list[tuple[str, int, Path | None]] = [("teacher", -1, None), ("student", -1, None)]
+    subjects: list[tuple[str, int, tuple[Method, Path] | None]] = [("teacher", -1, None), ("student", -1, None)]
     subjects += [
-        (c.label, seed, session.adapter(c, seed)) for c, seed in session.jobs() if session.adapter(c, seed).is_dir()
+        (c.label, seed, (c.method, session.adapter(c, seed)))
+        for c, seed in session.jobs()
+        if session.adapter(c, seed).is_dir()
     ]
     parts = []
-    for number, (label, seed, adapter) in enumerate(subjects):
+    for number, (label, seed, result) in enumerate(subjects):
         file = session.run.path("evaluate", "parts", f"{label}-{seed}.parquet")
         report = part(progress, number * 1000, len(subjects) * 1000, label, scale=1000)
         if not file.is_file():
             loaded = session.models["teacher"] if label == "teacher" else student
-            if adapter:
-                with inject.adapted(student, adapter) as wrapped:
-                    frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, wrapped, report)
+            if result:
+                with results.applied(session.models["teacher"], student, *result) as model:
+                    frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, model, report)
             else:
                 frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, None, report)
             frame.insert(4, "model", label)

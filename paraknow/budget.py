@@ -1,0 +1,56 @@
+"""What making a model cost, counted by hooks and not declared by methods, so that budgets can be compared.
+
+N: a model's parameters without its embedding table (which is looked up, not multiplied), lm_head included. A token
+costs 2·N floating-point operations forward, 2·N more where gradients flow back through it, and 2 more for every
+parameter that is trained. Attention scores are left out (they are small beside N at these lengths); padding counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from paraknow.models import Loaded
+
+FIELDS = ("examples", "steps", "trainable", "added", "teacher_flops", "student_flops")
+SLACK = 1.05  # a method that used at most so much more than the examined one is not marked
+
+
+@contextmanager
+def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
+    """Counts what both models compute inside the block into {"teacher_flops": …, "student_flops": …}.
+
+    Copies made inside the block count too. Hooks are removed afterwards.
+    """
+    spent = {"teacher_flops": 0.0, "student_flops": 0.0}
+    handles = []
+
+    def counter(name: str, size: int) -> Any:
+        def count(module: Any, given: Any, named: dict[str, Any]) -> None:
+            ids = named.get("input_ids", given[0] if given else None)
+            tokens = ids.numel() if ids is not None else named["inputs_embeds"].shape[:-1].numel()
+            work = size
+            if torch.is_grad_enabled():
+                work += size + sum(p.numel() for p in module.parameters() if p.requires_grad)
+            spent[name] += 2.0 * work * tokens
+
+        return count
+
+    try:
+        for name, loaded in (("teacher_flops", teacher), ("student_flops", student)):
+            a = loaded.architecture
+            size = loaded.checkpoint.parameters - (0 if a.tied else a.vocabulary * a.hidden)
+            hook = counter(name, size)
+            handles.append(loaded.model.model.register_forward_pre_hook(hook, with_kwargs=True))
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def more_than(row: Mapping[str, Any], examined: Mapping[str, Any]) -> list[str]:
+    """The parts of a budget in which a method was given more than the examined one (beyond 5 %)."""
+    return [name for name in FIELDS if row[name] > SLACK * examined[name]]

@@ -1,0 +1,395 @@
+"""LaTen: located teacher neurons, translated by small networks into changes of the student's own located neurons
+(Neural Incompatibility, arXiv 2505.14436; METHODS 2.2, attribution 1.4).
+
+Nothing of the student is trained. Hypernetworks, one per module, learn in a few steps what to add to the student's
+neurons; the best step's Δ is the result, an exact LoRA with one-hot factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from paraknow.config import Part
+from paraknow.errors import InputError, RunError
+from paraknow.methods.base import Align, Method, Start
+from paraknow.progress import Progress, part
+
+if TYPE_CHECKING:
+    import torch
+
+    from paraknow.architecture import Architecture
+    from paraknow.checkpoints import Checkpoint
+    from paraknow.data import Encoded, Example
+    from paraknow.models import Loaded
+
+CHOOSING = 256  # align examples that every step is scored on
+PAPER_MODULES = ("up", "down", "v", "o")
+Fault = Literal["fourth_root", "self_attention_only", "rounded_scores", "half_precision", "unmodified_student"]
+
+
+class LatenSettings(Part):
+    """LaTen's settings."""
+
+    rate: float = Field(0.1, gt=0, le=1, description="Share of every layer's neurons that is moved. LaTen: 0.1.")
+    gate: bool = Field(False, description="Move the gate rows of the chosen FFN neurons too. LaTen: never.")
+    extract_examples: int = Field(
+        8,
+        ge=1,
+        le=4096,
+        description="Training examples neurons are located on; step t uses the t-th. LaTen: one a step.",
+    )
+    align_examples: int = Field(
+        15, ge=1, le=65536, description="Align examples in a batch, beside the one located on. LaTen: 15."
+    )
+    steps: int = Field(4, ge=1, le=10000, description="Optimiser steps of the hypernetworks. LaTen: a few, 2 to 8.")
+    learning_rate: float = Field(
+        3e-5, gt=0, le=1, description="AdamW's peak rate. LaTen: 3e-5; the released script has 3e-4."
+    )
+    penalty: float = Field(1000.0, ge=0, le=1e9, description="Weight of the norm term Σ mean(Δ²). LaTen: 1000.")
+    std: float = Field(1e-5, gt=0, le=1, description="Standard deviation the hypernetworks start from. LaTen: 1e-5.")
+    as_released: tuple[Fault, ...] = Field(
+        (),
+        description="Faults of the released code to reproduce, to see what each did. fourth_root: the lens scales by a "
+        "fourth root instead of a square root. self_attention_only: attention neurons keep only what the token's "
+        "attention to itself brings. rounded_scores: every example's scores are rounded to four decimals before they "
+        "are summed. half_precision: the hypernetworks' output is float16, so the start and the norm term are zero. "
+        "unmodified_student: what is saved is the student itself. The paper as written: none.",
+    )
+
+
+# -- what is moved -------------------------------------------------------------------------------------
+
+
+def sizes(a: Architecture) -> dict[str, int]:
+    """Neurons of a layer by kind: f FFN neurons, h·e columns of o, g·e rows of v."""
+    return {"ffn": a.ffn, "attention": a.heads * a.head_dim, "value": a.kv_heads * a.head_dim}
+
+
+def counts(student: Architecture, rate: float) -> dict[str, int]:
+    """Neurons moved in a layer by kind, at least one of each."""
+    return {kind: max(1, round(rate * size)) for kind, size in sizes(student).items()}
+
+
+def check(teacher: Checkpoint, student: Checkpoint, settings: LatenSettings) -> None:
+    """Raises InputError where a layer of the teacher has fewer neurons than are to be replaced in the student's."""
+    offered, modules = sizes(teacher.architecture), {"ffn": "up", "attention": "o", "value": "v"}
+    for kind, wanted in counts(student.architecture, settings.rate).items():
+        if wanted > offered[kind]:
+            raise InputError(
+                f"method.rate: {settings.rate:g} moves {wanted} neurons of the student's {modules[kind]} matrix, and "
+                f"the teacher's {modules[kind]} matrix has {offered[kind]}; a smaller rate is needed."
+            )
+
+
+def _modules(align: Align) -> list[str]:
+    wanted = (*PAPER_MODULES, "gate") if align.settings.gate else PAPER_MODULES
+    found = [m for m in align.locate.selected() if m in wanted]
+    if not found:
+        raise InputError(f"locate.modules: method 'laten' moves {', '.join(wanted)}, and none of them takes part.")
+    return found
+
+
+# -- the data ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Examples:
+    """Encoded examples: those neurons are located on, as both models read them; batches; what steps are scored on."""
+
+    teacher: list[Encoded]
+    student: list[Encoded]
+    pool: list[Encoded]
+    choosing: list[Encoded]
+
+    def batch(self, step: int, count: int) -> list[Encoded]:
+        """`count` of the pool, other ones each step until all were had, and the example of step 1, 2, ..."""
+        count = min(count, len(self.pool))
+        chosen = [self.pool[((step - 1) * count + i) % len(self.pool)] for i in range(count)]
+        return [*chosen, self.student[(step - 1) % len(self.student)]]
+
+
+def _examples(align: Align) -> Examples:
+    """Raises InputError: no example to locate on, or none left to align on."""
+    from paraknow.data import sample
+
+    found = _located_on(align)
+    taken = {item.example for item in found[1]}
+    rest = align.known or tuple(e for e in align.train if e not in taken)
+    if not rest:
+        raise InputError(
+            f"method.extract_examples: all {len(align.train)} training examples are located on, and none is left to "
+            "align on; more examples or an align split are needed."
+        )
+    # An order of its own, drawn once: the choice of steps is made on the same examples whatever the batches hold.
+    pool = align.encode(sample(rest, len(rest), align.seed), align.student).items
+    choosing = align.encode(sample(rest, CHOOSING, align.seed + 1), align.student).items
+    return Examples(*found, pool, choosing)
+
+
+def _located_on(align: Align) -> tuple[list[Encoded], list[Encoded]]:
+    """Training examples whose answer has a content token for both models, drawn by the seed."""
+    from paraknow import data
+    from paraknow.locate.neurons import content_position
+
+    def read(example: Example, loaded: Loaded) -> Encoded | None:
+        context = min(align.tune.max_length, loaded.architecture.context)
+        item = data.encode(example, loaded.tokenizer, context)
+        usable = item and content_position(item.ids, item.answer_start, loaded.tokenizer) is not None
+        return item if usable else None
+
+    teacher, student = [], []
+    for example in data.sample(align.train, len(align.train), align.seed):
+        both = read(example, align.teacher), read(example, align.student)
+        if both[0] and both[1]:
+            teacher.append(both[0])
+            student.append(both[1])
+        if len(student) == align.settings.extract_examples:
+            break
+    if not student:
+        raise InputError(
+            "method 'laten': no training example has an answer with a letter or digit that fits both models' context, "
+            "so no neuron can be located."
+        )
+    return teacher, student
+
+
+# -- locating ------------------------------------------------------------------------------------------
+
+
+def neuron_scores(
+    loaded: Loaded, items: Sequence[Encoded], how: str, faults: Sequence[Fault], progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Scores of each example alone by kind, (examples, L, neurons), float32 (METHODS 1.4)."""
+    import torch
+
+    from paraknow.locate import neurons
+
+    states = neurons.collect(loaded, items)
+    if "fourth_root" in faults:
+        states.c = states.c.sqrt()
+    if "self_attention_only" in faults:
+        states.u = own_attention(loaded, items)
+    found = []
+    for i in range(len(items)):
+        fields = ("x", "attention", "ffn", "u", "m", "c", "words")
+        one = replace(states, **{name: getattr(states, name)[i : i + 1] for name in fields})
+        found.append(neurons.score(loaded, one, how).scores)
+        progress(i + 1, len(items))
+    layers = range(loaded.architecture.layers)
+    stacked = {
+        kind: torch.stack([torch.stack([scores[(layer, kind)] for layer in layers]) for scores in found])
+        for kind in sizes(loaded.architecture)
+    }
+    return {k: s.round(decimals=4) for k, s in stacked.items()} if "rounded_scores" in faults else stacked
+
+
+def own_attention(loaded: Loaded, items: Sequence[Encoded]) -> torch.Tensor:
+    """What the token before the word brings to o_proj's input by its attention to itself, (examples, L, h·e).
+
+    Each layer's attention is computed once more with all other tokens' values set to zero: what comes out for this
+    token is its own value times the attention it pays itself, with any attention implementation.
+    """
+    import torch
+
+    from paraknow.locate.neurons import content_position
+
+    a, calls, taken, handles = loaded.architecture, [], [], []
+    blocks = [loaded.model.get_submodule(f"model.layers.{layer}.self_attn") for layer in range(a.layers)]
+
+    def alone(_: Any, __: Any, values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(values[:, :-1]), values[:, -1:]], 1)
+
+    with torch.no_grad():
+        for item in items:
+            try:
+                for block in blocks:
+                    keep = block.register_forward_pre_hook(
+                        lambda module, given, named: calls.append((module, given, named)), with_kwargs=True
+                    )
+                    handles.append(keep)
+                position = content_position(item.ids, item.answer_start, loaded.tokenizer)
+                loaded.model.model(input_ids=torch.tensor([item.ids[:position]], device=loaded.device), use_cache=False)
+                while handles:
+                    handles.pop().remove()
+                for block, given, named in calls:
+                    handles.append(block.v_proj.register_forward_hook(alone))
+                    into = block.o_proj.register_forward_pre_hook(lambda _, x: taken.append(x[0][0, -1].float()))
+                    handles.append(into)
+                    block(*given, **named)
+            finally:
+                calls.clear()
+                while handles:
+                    handles.pop().remove()
+    return torch.stack(taken).unflatten(0, (len(items), a.layers))
+
+
+# -- the method ----------------------------------------------------------------------------------------
+
+
+def start(align: Align) -> Start:
+    """Train the hypernetworks and return the Δ of the step with the best score on the align set, not tuned further.
+
+    `table`: step (0: before training), loss (cross-entropy + penalty · norm), cross_entropy, norm (Σ mean(Δ²)) of
+    the step's batch, score (mean cross-entropy per answer token on the align set, of the Δ that would be saved) and
+    chosen. The choice falls on a trained step: step 0 moves nothing to speak of and stands for comparison.
+
+    Raises InputError (no matrix or example to work from), RunError (the loss is not finite from the first step on).
+    """
+    from paraknow.methods import _translate
+
+    settings, faults = align.settings, align.settings.as_released
+    check(align.teacher.checkpoint, align.student.checkpoint, settings)
+    modules, examples = _modules(align), _examples(align)
+    located = len(examples.student)
+    whole = 2 * located + settings.steps + 1
+    how = "first_order" if align.locate.neurons == "first_order" else "exact"
+    with _translate.frozen(align.teacher.model), _translate.frozen(align.student.model):
+        scores = {
+            name: neuron_scores(loaded, items, how, faults, part(align.progress, before, whole, f"neurons ({name})"))
+            for name, loaded, items, before in (
+                ("teacher", align.teacher, examples.teacher, 0),
+                ("student", align.student, examples.student, located),
+            )
+        }
+        progress = part(align.progress, 2 * located, whole, "training hypernetworks")
+        found = _train(align, modules, examples, scores, progress)
+    if "unmodified_student" in faults:
+        found.deltas = {module: delta * 0.0 for module, delta in found.deltas.items()}
+    moved = counts(align.student.architecture, settings.rate)
+    facts: dict[str, Any] = {
+        "modules": modules,
+        "neurons": {module: moved[_translate.KINDS[module]] for module in modules},
+        "located_on": located,
+        "scored_on": len(examples.choosing),
+        "chosen_step": found.step,
+        "improved": found.table[found.step]["score"] < found.table[0]["score"],
+        "largest_change": max(float(delta.abs().max()) for delta in found.deltas.values()),
+        **({"as_released": list(faults)} if faults else {}),
+        **({"stopped": found.stopped} if found.stopped else {}),
+    }
+    return Start(
+        _translate.factors(align.student, found.deltas, found.neurons),
+        tuned=False,
+        facts=facts,
+        examples=found.examples,
+        steps=len(found.losses),
+        trainable=found.trainable,
+        losses=found.losses,
+        table=found.table,
+    )
+
+
+@dataclass
+class Trained:
+    """The best step's Δ (L_S, n, d_S) by module and the student's neurons it belongs to, and how training went."""
+
+    deltas: dict[str, torch.Tensor]
+    neurons: dict[str, torch.Tensor]
+    step: int
+    stopped: int | None
+    losses: list[float]
+    table: list[dict[str, Any]]
+    examples: int
+    trainable: int
+
+
+def _train(
+    align: Align,
+    modules: Sequence[str],
+    examples: Examples,
+    scores: dict[str, dict[str, torch.Tensor]],
+    progress: Progress,
+) -> Trained:
+    """Steps until the last, or until something is not finite. Step t trains on neurons of example t alone; what is
+    scored and kept comes from neurons located on all of them together."""
+    import torch
+
+    from paraknow.methods import _translate as translate
+
+    settings, student, pairs = align.settings, align.student, align.pairs
+    dims = (align.teacher.architecture.hidden, student.architecture.hidden)
+    half, moved = "half_precision" in settings.as_released, counts(student.architecture, settings.rate)
+    network = translate.Hypernetwork(modules, dims, settings.std, align.seed, student.device, half)
+    optimizer = translate.optimiser(network, settings.learning_rate)
+    schedule = translate.schedule(optimizer, settings.learning_rate, settings.steps)
+
+    def located(example: int | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Teacher neurons (L_S, n, d_T) by module and the student's (L_S, n) by kind, of one example or of all."""
+        some = slice(None) if example is None else slice(example, example + 1)
+        both = ({k: s[some].sum(0) for k, s in scores[name].items()} for name in ("teacher", "student"))
+        matched = translate.match(*both, pairs, moved)
+        vectors = translate.extract(align.teacher, modules, pairs, matched.teacher)
+        return {m: v.to(student.device) for m, v in vectors.items()}, matched.student
+
+    @torch.no_grad()
+    def scored() -> tuple[dict[str, torch.Tensor], float]:
+        deltas = {m: d.float() for m, d in network(vectors).items()}
+        with translate.added(student, deltas, neurons):
+            return deltas, float(translate.answer_loss(student, examples.choosing, align.tune.micro_batch))
+
+    vectors, neurons = located(None)
+    trainable = sum(p.numel() for p in network.parameters())
+    best, score = scored()
+    found = Trained(best, neurons, 0, None, [], [_row(0, score=score)], 0, trainable)
+    progress(1, settings.steps + 1)
+    for step in range(1, settings.steps + 1):
+        batch = examples.batch(step, settings.align_examples)
+        current = located((step - 1) % len(examples.student))
+        loss, norm = translate.gradients(student, network, *current, batch, settings.penalty, align.tune.micro_batch)
+        total = loss + settings.penalty * norm
+        size = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        if not bool(torch.isfinite(total + size)):
+            found.stopped = step
+            break
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        found.losses.append(float(total))
+        found.examples += len(batch)
+        deltas, score = scored()
+        found.table.append(_row(step, found.losses[-1], float(loss), float(norm), score))
+        if found.table[-1]["score"] is None:
+            found.stopped = step
+            break
+        if not found.step or score < found.table[found.step]["score"]:
+            found.deltas, found.step = deltas, step
+        progress(step + 1, settings.steps + 1, loss=found.losses[-1])
+    if not found.step:
+        raise RunError(
+            f"align: laten's loss is NaN or infinite at step {found.stopped} of {settings.steps}; "
+            "a smaller method.learning_rate or method.std may help."
+        )
+    found.table[found.step]["chosen"] = True
+    return found
+
+
+def _row(
+    step: int,
+    loss: float | None = None,
+    cross_entropy: float | None = None,
+    norm: float | None = None,
+    score: float = float("nan"),
+) -> dict[str, Any]:
+    finite = score if abs(score) < float("inf") else None  # NaN compares false too
+    return {"step": step, "loss": loss, "cross_entropy": cross_entropy, "norm": norm, "score": finite, "chosen": False}
+
+
+METHOD = Method(
+    name="laten",
+    title="LaTen",
+    paradigm="pre-align",
+    reference="arXiv 2505.14436 (ACL 2025)",
+    needs=(
+        "answers with a letter or digit",
+        "as many neurons in a teacher layer as are moved in a student layer",
+    ),
+    cost="one forward pass of both models per located example, a few optimiser steps of small networks through the student",
+    start=start,
+    settings=LatenSettings,
+    locates=True,
+    check=check,
+)

@@ -1,0 +1,146 @@
+"""What a method made, on disk and in use: an adapter, a checkpoint or a decoder (METHODS part 2).
+
+A start is kept in align/ as safetensors, its kind and numbers in the header. The finished result lies in
+adapters/<model>/<seed>/: a plain PEFT adapter, a checkpoint with its tokenizer, or decoder.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from paraknow import files, inject, models
+from paraknow.config import FFN
+from paraknow.errors import RunError
+from paraknow.methods.base import Method, Place, Start
+from paraknow.models import Loaded
+
+DECODER_FILE = "decoder.json"
+NUMBERS = ("tuned", "decoder", "examples", "steps", "trainable")
+
+
+def save_start(path: Path, start: Start, **more: Any) -> None:
+    """Write a start; `more` is kept beside its numbers. Tables and losses are not part of it."""
+    tensors: dict[str, torch.Tensor] = {"empty": torch.zeros(1)}  # safetensors wants at least one tensor
+    for (layer, module), (b, a) in start.factors.items():
+        tensors[f"{layer}.{module}.B"], tensors[f"{layer}.{module}.A"] = (x.float().cpu().contiguous() for x in (b, a))
+    for (layer, module), weight in start.matrices.items():
+        tensors[f"{layer}.{module}.W"] = weight.detach().cpu().contiguous()
+    notes = {name: getattr(start, name) for name in NUMBERS} | more
+    with files.replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"start": json.dumps(notes)})
+
+
+def read_start(path: Path) -> tuple[Start, dict[str, Any]]:
+    """A start as `save_start` wrote it, and what was kept beside it."""
+    start = Start()
+    with safe_open(path, framework="pt") as stream:
+        notes = json.loads(stream.metadata()["start"])
+        for key in stream.keys():  # noqa: SIM118 (not a dict)
+            layer, _, rest = key.partition(".")
+            module, _, kind = rest.partition(".")
+            if kind == "B":
+                pair = (stream.get_tensor(key), stream.get_tensor(f"{layer}.{module}.A"))
+                start.factors[(int(layer), module)] = pair
+            elif kind == "W":
+                start.matrices[(int(layer), module)] = stream.get_tensor(key)
+    for name in NUMBERS:
+        setattr(start, name, notes.pop(name))
+    return start, notes
+
+
+def unsound(start: Start) -> Place | None:
+    """The first place whose values are not all finite."""
+    sizes = {p: (b, a) for p, (b, a) in start.factors.items()} | {p: (w,) for p, w in start.matrices.items()}
+    return next((p for p, parts in sizes.items() if not all(bool(torch.isfinite(x).all()) for x in parts)), None)
+
+
+@torch.no_grad()
+def rebuilt(student: Loaded, matrices: dict[Place, torch.Tensor]) -> Any:
+    """A model of the student's kind with some matrices replaced; the FFN may have another size.
+
+    Raises RunError where FFN sizes differ between layers or matrices do not fit together.
+    """
+    a = student.architecture
+    sizes = {(w.shape[1] if m == "down" else w.shape[0]) for (_, m), w in matrices.items() if m in FFN}
+    whole = {(layer, m) for layer in range(a.layers) for m in FFN} <= matrices.keys()
+    if len(sizes) > 1 or (sizes and sizes != {a.ffn} and not whole):
+        raise RunError("align: a model has one FFN size, so every layer must get as many neurons.")
+    model = copy.deepcopy(student.model)
+    for (layer, module), weight in matrices.items():
+        linear = model.get_submodule(a.path(module, layer))
+        linear.weight = torch.nn.Parameter(weight.to(linear.weight), requires_grad=False)
+        linear.out_features, linear.in_features = weight.shape
+    if sizes:
+        model.config.intermediate_size = sizes.pop()
+    return model.eval()
+
+
+def export_checkpoint(student: Loaded, model: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Write a model as an ordinary checkpoint with the student's tokenizer (the folder is replaced as a whole)."""
+    with files.replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        student.tokenizer.save_pretrained(temporary)
+        files.write_json(temporary / "paraknow.json", facts)
+
+
+def export_decoder(folder: Path, values: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write the values of a result that changes no weights."""
+    with files.replacing_folder(folder) as temporary:
+        files.write_json(temporary / DECODER_FILE, values)
+        files.write_json(temporary / "paraknow.json", facts)
+
+
+def kind(folder: Path) -> str:
+    """`adapter`, `checkpoint` or `decoder`. Raises RunError for none of them."""
+    for name, file in (("adapter", "adapter_config.json"), ("checkpoint", "config.json"), ("decoder", DECODER_FILE)):
+        if (folder / file).is_file():
+            return name
+    raise RunError(f"{folder.name} holds no adapter, no checkpoint and no decoder.")
+
+
+class Fused(torch.nn.Module):
+    """Both models behind one forward pass: `decode` mixes their logits (rows, tokens, V)."""
+
+    def __init__(self, teacher: Loaded, student: Loaded, method: Method, values: dict[str, Any]):
+        super().__init__()
+        assert method.decode is not None
+        self.teacher, self.student, self.decode, self.values = teacher.model, student.model, method.decode, values
+        self.config, self.device = student.model.config, student.device
+
+    def tie_weights(self) -> None:
+        """Nothing to tie: lm-eval asks every model to."""
+
+    @torch.no_grad()
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> SimpleNamespace:
+        both = [m(input_ids=input_ids, use_cache=False, **more).logits.float() for m in (self.teacher, self.student)]
+        return SimpleNamespace(logits=self.decode(both[0], both[1], self.values))
+
+
+@contextmanager
+def applied(teacher: Loaded, student: Loaded, method: Method, folder: Path) -> Iterator[Any]:
+    """The model that a finished result makes of the student, for the time of the block."""
+    found = kind(folder)
+    if found == "adapter":
+        with inject.adapted(student, folder) as wrapped:
+            yield wrapped
+    elif found == "checkpoint":
+        dtype = str(student.model.dtype).removeprefix("torch.")
+        made = models.load(str(folder), dtype, student.device.type)
+        try:
+            yield made.model
+        finally:
+            del made
+            models.release()
+    else:
+        values = {k: v for k, v in files.read_json(folder / DECODER_FILE).items() if k != "schema_version"}
+        yield Fused(teacher, student, method, values)

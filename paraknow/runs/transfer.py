@@ -1,0 +1,247 @@
+"""The stages align and tune: what every method makes of the student, and what that cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from paraknow import budget, data, files, inject, results, tune
+from paraknow.errors import RunError
+from paraknow.locate.located import Located
+from paraknow.methods.base import Align, Candidate, Start
+from paraknow.progress import Progress, part
+from paraknow.runs.session import Session
+
+
+def stage_align(session: Session, progress: Progress) -> None:
+    """Every method's start into align/<model>/<seed>.safetensors, and align/starts.parquet about them.
+
+    Rows that a method keeps about its making go to align/<model>/<seed>.parquet, its losses to tune/.
+    """
+    models, jobs = session.models, list(session.jobs())
+    for number, (candidate, seed) in enumerate(jobs):
+        if session.start_file(candidate, seed).is_file():
+            continue  # made before the run was broken off
+        report = part(progress, number * 1000, len(jobs) * 1000, candidate.label, scale=1000)
+        align = _align(session, candidate, seed, report)
+        with budget.counting(models["teacher"], models["student"]) as spent:
+            start = candidate.method.start(align)
+        if bad := results.unsound(start):
+            raise RunError(f"align: {candidate.label} gives NaN or infinity for {bad[1]} of layer {bad[0]}.")
+        if candidate.control_of and candidate.label != "zero":
+            _warn_if_same(session, candidate, seed, start)
+        for fact in ("stopped", "warning"):
+            if fact in start.facts:
+                session.warn(f"align: {candidate.label}: {start.facts[fact]}")
+        files.write_table(session.start_rows(candidate, seed), pd.DataFrame(_rows(session, candidate, seed, start)))
+        if start.table:
+            files.write_table(session.start_file(candidate, seed).with_suffix(".parquet"), pd.DataFrame(start.table))
+        if start.losses:
+            _write_losses(session, candidate, seed, start.losses)
+        results.save_start(session.start_file(candidate, seed), start, facts=_plain(start.facts), **spent)
+        report(1, 1)
+    tables = [pd.read_parquet(session.start_rows(candidate, seed)) for candidate, seed in jobs]
+    files.write_table(session.run.path("align", "starts.parquet"), pd.concat(tables, ignore_index=True))
+
+
+def _align(session: Session, candidate: Candidate, seed: int, progress: Progress) -> Align:
+    config, examined = session.config, session.checked.candidates[0]
+    tasks = session.tasks(config.task)
+    located = session.run.path("locate")
+    tables = [located / "neurons.parquet", located / "ffn.parquet"]
+    neurons, ffn = (pd.read_parquet(path) if path.is_file() else None for path in tables)
+    return Align(
+        session.models["teacher"],
+        session.models["student"],
+        Located.load_blocks(located),
+        config.locate,
+        seed,
+        examined.settings if candidate.control_of else candidate.settings,
+        examined.method if candidate.control_of else candidate.method,
+        train=tuple(e for task in tasks for e in task.train),
+        known=tuple(e for task in tasks for e in task.align),
+        tune=config.tune,
+        neurons=neurons,
+        ffn_sensitivity=ffn,
+        progress=progress,
+    )
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if isinstance(value, str | int | float | bool | list)}
+
+
+def _rows(session: Session, candidate: Candidate, seed: int, start: Start) -> list[dict[str, Any]]:
+    """Size of every changed matrix: model, seed, layer, module, rank, norm, weight_norm.
+
+    rank is missing and norm that of the whole difference where a matrix is replaced by one of its own shape; both
+    are missing where it has another shape.
+    """
+    rows = []
+    for place in (*start.factors, *start.matrices):
+        layer, module = place
+        weight = session.models["student"].weight(module, layer).float()
+        rank, norm = None, float("nan")
+        if place in start.factors:
+            b, a = start.factors[place]
+            rank, norm = b.shape[1], float((b.float() @ a.float()).norm())
+        elif start.matrices[place].shape == weight.shape:
+            norm = float((start.matrices[place].to(weight) - weight).norm())
+        about = {"model": candidate.label, "seed": seed, "layer": layer, "module": module}
+        rows.append({**about, "rank": rank, "norm": norm, "weight_norm": float(weight.norm())})
+    return rows
+
+
+def _warn_if_same(session: Session, candidate: Candidate, seed: int, start: Start) -> None:
+    examined, _ = results.read_start(session.start_file(session.checked.candidates[0], seed))
+    same = (
+        start.factors.keys() == examined.factors.keys()
+        and start.matrices.keys() == examined.matrices.keys()
+        and all(
+            torch.equal(b.float().cpu() @ a.float().cpu(), examined.factors[p][0] @ examined.factors[p][1])
+            for p, (b, a) in start.factors.items()
+        )
+        and all(torch.equal(w.cpu(), examined.matrices[p]) for p, w in start.matrices.items())
+    )
+    if same:
+        session.warn(
+            f"align: the control {candidate.label} starts exactly as the method does, so it tells nothing here."
+        )
+
+
+def _write_losses(session: Session, candidate: Candidate, seed: int, losses: list[float]) -> None:
+    frame = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+    files.write_table(session.run.path("tune", candidate.label, f"{seed}.parquet"), frame)
+
+
+def stage_tune(session: Session, progress: Progress) -> None:
+    """Fine-tune every start that is to be, write every result into adapters/, reload all of them in a fresh process.
+
+    tune/budgets.parquet says what each model was given: examples, steps, trainable and added parameters, the
+    teacher's and the student's compute (FLOPs), and `more`: in which of these it got more than the examined method.
+    """
+    config, student = session.config, session.models["student"]
+    context = min(config.tune.max_length, student.architecture.context)
+    examples = [e for task in session.tasks(config.task) for e in task.train]
+    encoded = data.encode_all(examples, student.tokenizer, context, "tuning")
+    if warning := encoded.warning("tuning"):
+        session.warn(warning)
+    jobs = list(session.jobs())
+    steps = tune.steps_of(len(encoded.items), config.tune)
+    probe = torch.tensor(encoded.items[0].ids)
+    plain = inject.probe_logits(student.model, probe)
+    for number, (candidate, seed) in enumerate(jobs):
+        if session.adapter(candidate, seed).is_dir():
+            continue  # finished before the run was broken off
+        report = part(progress, number * steps, len(jobs) * steps, f"{candidate.label}, seed {seed}")
+        _finish(session, candidate, seed, encoded.items, plain, probe, report)
+    _budgets(session)
+    _reload_all(session, probe)
+
+
+def _finish(
+    session: Session,
+    candidate: Candidate,
+    seed: int,
+    items: list[data.Encoded],
+    plain: torch.Tensor,
+    probe: torch.Tensor,
+    report: Progress,
+) -> None:
+    """One model from its start to its folder in adapters/."""
+    student = session.models["student"]
+    start, notes = results.read_start(session.start_file(candidate, seed))
+    folder, logits = session.adapter(candidate, seed), None
+    facts: dict[str, Any] = {"method": candidate.method.name, "seed": seed, "settings": candidate.settings.model_dump()}
+    facts |= {name: getattr(start, name) for name in ("examples", "steps", "trainable")} | {"added": 0}
+    facts |= {name: notes[name] for name in ("teacher_flops", "student_flops")} | {"start": notes["facts"]}
+    if start.decoder is not None:
+        results.export_decoder(folder, start.decoder, facts)
+    elif start.matrices:
+        model = results.rebuilt(student, start.matrices)
+        facts["added"] = sum(p.numel() for p in model.parameters()) - student.checkpoint.parameters
+        logits = inject.probe_logits(model, probe)
+        results.export_checkpoint(student, model, folder, facts)
+    else:
+        logits = _adapter(session, candidate, seed, start, items, plain, probe, facts, report)
+    if logits is not None:
+        memory = _logits_file(session, candidate, seed)
+        with files.replacing(memory) as temporary:
+            save_file({"logits": logits}, temporary)
+
+
+def _adapter(
+    session: Session,
+    candidate: Candidate,
+    seed: int,
+    start: Start,
+    items: list[data.Encoded],
+    plain: torch.Tensor,
+    probe: torch.Tensor,
+    facts: dict[str, Any],
+    report: Progress,
+) -> torch.Tensor:
+    """Tune an adapter where that follows, export it, and return the logits (tokens, V) it gives in memory."""
+    student, teacher = session.models["student"], session.models["teacher"]
+    with inject.attached(student, start) as wrapped:
+        if start.tuned:
+            shift = float((inject.probe_logits(wrapped, probe) - plain).abs().max())
+            if not shift <= inject.TOLERANCE[student.model.dtype]:
+                raise RunError(
+                    f"tune: {candidate.label} does not start at the student; its logits differ by {shift:.2g}."
+                )
+            pad = student.tokenizer.pad_token_id or 0
+            with budget.counting(teacher, student) as spent:
+                tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report)
+            facts["start_difference"] = shift
+            facts["examples"] = max(facts["examples"], len(items))
+            facts["steps"] += len(tuned.losses)
+            facts["trainable"] = max(facts["trainable"], tuned.trainable)
+            facts["student_flops"] += spent["student_flops"]
+            _write_losses(session, candidate, seed, tuned.losses)
+        logits = inject.probe_logits(wrapped, probe)
+        if start.tuned and torch.equal(logits, plain):
+            raise RunError(
+                f"tune: {candidate.label} is still the student after tuning; a larger tune.learning_rate may help."
+            )
+        inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
+    return logits
+
+
+def _budgets(session: Session) -> None:
+    """tune/budgets.parquet; locating counts for the methods that work from it."""
+    spent = session.run.path("locate", "spent.json")
+    located = files.read_json(spent) if spent.is_file() else {}
+    rows: list[dict[str, Any]] = []
+    for candidate, seed in session.jobs():
+        facts = files.read_json(session.adapter(candidate, seed) / "paraknow.json")
+        row = {"model": candidate.label, "seed": seed} | {name: facts[name] for name in budget.FIELDS}
+        if candidate.method.locates:
+            row["teacher_flops"] += located.get("teacher_flops", 0.0)
+            row["student_flops"] += located.get("student_flops", 0.0)
+        rows.append(row)
+    examined = {row["seed"]: row for row in rows if row["model"] == session.checked.candidates[0].label}
+    for row in rows:
+        row["more"] = budget.more_than(row, examined[row["seed"]])
+    files.write_table(session.run.path("tune", "budgets.parquet"), pd.DataFrame(rows))
+
+
+def _logits_file(session: Session, candidate: Candidate, seed: int) -> Path:
+    return session.run.path("tune", candidate.label, f"{seed}.logits.safetensors")
+
+
+def _reload_all(session: Session, probe: torch.Tensor) -> None:
+    """Every result that has weights, loaded afresh, must give the logits that it gave in memory."""
+    expected = {
+        session.adapter(c, s): load_file(file)["logits"]
+        for c, s in session.jobs()
+        if (file := _logits_file(session, c, s)).is_file()
+    }
+    root = session.run.path("adapters")
+    differences = inject.reload_check(session.models["student"], probe, expected, root) if expected else {}
+    relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
+    files.write_json(root / "reload.json", {"largest_difference": relative})
