@@ -44,6 +44,16 @@ class Tuned:
         """Optimiser steps that were made."""
         return len(self.losses) if self.stopped is None else self.stopped - 1
 
+    @property
+    def warning(self) -> str | None:
+        """One sentence about a loss that ran away, or None."""
+        if self.stopped is None:
+            return None
+        return (
+            f"the loss ran away, so tuning stopped at step {self.stopped} and the weights after {self.kept_step} "
+            f"step{'s' * (self.kept_step != 1)} were put back; a smaller learning rate may help."
+        )
+
 
 class _Watch:
     """Follows the losses of a tuning run and keeps a copy of what moves where they were best."""

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -59,7 +60,7 @@ class Size:
 SIZES = {
     "full": Size(300, 200, (192, 6, 512, 8, 4), (96, 4, 256, 4, 2), 2600, 3600, 2400),
     "study": Size(
-        120, 40, (128, 5, 384, 4, 2), (64, 4, 160, 2, 1), 1000, 1600, 1000, (64, 4), 400, 700, 32, 64, ("reverse",)
+        120, 40, (128, 5, 384, 4, 2), (64, 4, 160, 2, 1), 800, 700, 700, (32, 4), 700, 550, 32, 64, ("reverse",)
     ),
     "small": Size(8, 20, (64, 2, 128, 4, 2), (32, 2, 64, 2, 1), 200, 200, 100, (24, 1), 40, 60, 16),
 }
@@ -91,9 +92,7 @@ class Workshop:
         path = self.out / "record.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["seed"] != self.seed or _shared(found["size"]) != _shared(
-                json.loads(json.dumps(asdict(self.size)))
-            ):
+            if found["seed"] != self.seed or _shared(found["size"]) != _shared(asdict(self.size)):
                 raise InputError(f"{path} is of another size or seed; name another folder with --out.")
             return {**found, "size": asdict(self.size)}
         return {
@@ -169,7 +168,8 @@ class Workshop:
     def model(self, name: str, make: Trained, steps: int, mapping: Sequence[clone.CloneMap] = ()) -> Any:
         """The model of that name: from the folder if it is recorded there, else made, measured and kept.
 
-        `mapping` is what `make` may fill in to be kept beside it. Raises RunError where a kept file is not the recorded one.
+        `mapping` is what `make` may fill in to be kept beside it. Raises RunError where a kept file is not the
+        recorded one.
         """
         folder = self.out / "models" / name
         if known := self.record["models"].get(name):
@@ -258,7 +258,7 @@ class Workshop:
         if not study:
             return
         self.model("rotated", lambda _: prune.rotate(sibling, self.seed + OFFSETS["rotated"]), 0)
-        self.sibling(teacher, "healed", 4)
+        self.sibling(teacher, "healed", 3)
         steps = self.size.ladder_steps
         self.model(
             "heir", lambda r: self.train(copy.deepcopy(equal), self.everything, steps, "clone-teacher", r), steps
@@ -269,7 +269,7 @@ class Workshop:
 
 def _shared(size: dict[str, Any]) -> dict[str, Any]:
     """What a record of an earlier version says about its size too."""
-    return {k: size[k] for k in ("people", "held_out", "teacher", "student")}
+    return {k: np.atleast_1d(size[k]).tolist() for k in ("people", "held_out", "teacher", "student")}
 
 
 def build(

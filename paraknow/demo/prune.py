@@ -43,8 +43,8 @@ def _read(model: Any, ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.T
 def prune(model: Any, ffn: int, layers: int, ids: torch.Tensor, lengths: torch.Tensor) -> Any:
     """A copy with the `ffn` largest neurons of each layer and the `layers` layers that turn the stream most.
 
-    Both are judged on the text `ids` (rows, tokens), `lengths` (rows,) of which are no padding. Neurons and layers keep their order; the first and the last
-    layer stay.
+    Both are judged on the text `ids` (rows, tokens), `lengths` (rows,) of which are no padding.
+    Neurons and layers keep their order; the first and the last layer stay.
     """
     turns, sizes = _read(model, ids, lengths)
     turns[0] = turns[-1] = float("inf")

@@ -24,7 +24,7 @@ LADDER = {
 # Steps between sibling and stranger, for the study of lineage (`--study`).
 BETWEEN = {
     "rotated": Rung("teacher", "rotated", "the sibling with its residual stream turned by a random rotation"),
-    "healed": Rung("teacher", "healed", "the sibling after healing four times as long"),
+    "healed": Rung("teacher", "healed", "the sibling after healing three times as long"),
     "descendant": Rung("heir", "equal", "one size; the teacher is the student after it went on to learn the facts"),
     "same_start": Rung("teacher", "same-start", "one size and one random start; trained on different data"),
     "same_data": Rung("teacher", "same-data", "one size and the same batches, unknown facts masked; another start"),

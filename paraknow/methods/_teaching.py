@@ -61,9 +61,9 @@ def used(tuned: Tuned) -> dict[str, Any]:
     }
 
 
-def outcome(tuned: Tuned) -> dict[str, int]:
+def outcome(tuned: Tuned) -> dict[str, Any]:
     """Facts of a training whose loss ran away; none of one that went through."""
-    return {} if tuned.stopped is None else {"stopped": tuned.stopped, "kept_step": tuned.kept_step}
+    return {"warning": tuned.warning, "kept_step": tuned.kept_step} if tuned.warning else {}
 
 
 def soft_loss(

@@ -53,7 +53,7 @@ class Align:
     method: Method
     train: tuple[Example, ...] = ()
     known: tuple[Example, ...] = ()
-    tune: Tune = Tune()
+    tune: Tune = field(default_factory=Tune)
     neurons: pd.DataFrame | None = None
     ffn_sensitivity: pd.DataFrame | None = None
     progress: Progress = silent

@@ -71,16 +71,28 @@ def start(align: Align) -> Start:
 
     Raises InputError where the method `of` gives whole matrices or moves nothing.
     """
+    method, values = inner(align.settings)
+    return fit(align, method.start(align.other(settings=values, method=method)), method.name)
+
+
+def noise(align: Align) -> Start:
+    """The control: the same number of scales, fitted in the same way, on noise of the change's size and spectrum."""
+    from paraknow import methods
+
+    method, values = inner(align.settings)
+    return fit(align, methods.get("noise").start(align.other(settings=values, method=method)), method.name)
+
+
+def fit(align: Align, made: Start, of: str) -> Start:
+    """One scale per matrix of what `of` made."""
     import torch
 
     from paraknow import tune
 
-    method, values = inner(align.settings)
-    made = method.start(align.other(settings=values, method=method))
     if not made.factors:
-        raise InputError(f"method.of: {method.name!r} gives no factors to scale; give a method that does (seeking).")
+        raise InputError(f"method.of: {of!r} gives no factors to scale; give a method that does, such as seeking.")
     if not any(bool(b.any()) and bool(a.any()) for b, a in made.factors.values()):
-        raise InputError(f"method.of: {method.name!r} starts at zero, so there is nothing to scale (use seeking).")
+        raise InputError(f"method.of: {of!r} starts at zero, so there is nothing to scale; give seeking or laten.")
     student = align.student
     items = align.encode(align.known or align.train, student)
     changes = {"epochs": align.settings.epochs, "learning_rate": align.settings.learning_rate}
@@ -117,7 +129,7 @@ def start(align: Align) -> Start:
     spent = used(tuned)
     spent["examples"] += made.examples
     spent["steps"] += made.steps
-    facts = {"of": method.name, "mean_scale": float(found.mean()), **outcome(tuned)}
+    facts = {"of": of, "mean_scale": float(found.mean()), **outcome(tuned)}
     return Start(factors, tuned=False, facts=facts, table=table, **spent)
 
 
@@ -163,4 +175,5 @@ METHOD = Method(
     settings=ScaleSettings,
     locates=True,
     check=check,
+    variants={"noise": noise},
 )
