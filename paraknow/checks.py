@@ -33,6 +33,9 @@ def check(config: RunConfig) -> Checked:
     _check_ranks(candidates, student, config)
     if any(c.method.needs_clone for c in candidates):
         _check_clone(teacher, student)
+    for candidate in candidates:
+        if candidate.method.check:
+            candidate.method.check(teacher, student, candidate.settings)
     for name in dict.fromkeys((*config.task, *config.suites)):
         task = data.load_task(name, config.seed)
         if name in config.task:
@@ -69,7 +72,8 @@ def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunCo
 
 
 def _check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
-    if not (teacher.folder / "clone_map.safetensors").is_file() or not student.spec.startswith("demo:"):
+    a, b = teacher.architecture, student.architecture
+    if not (teacher.folder / "clone_map.safetensors").is_file() or (a.hidden, a.layers) != (2 * b.hidden, b.layers):
         raise InputError(
             "method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student."
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_runs
+from paraknow import cli_calibrate, cli_runs
 from paraknow.errors import InputError, ParaKnowError
-from paraknow.screen import delta_table, deltas_of, emit, table
+from paraknow.screen import carry_out, delta_table, deltas_of, emit, note, table
 
 app = typer.Typer(
     help="Move knowledge between language models as weights, and see whether it really moved.",
@@ -27,26 +26,12 @@ app = typer.Typer(
 )
 demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
 app.add_typer(cli_runs.app, name="runs")
+app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(demo_app, name="demo")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Config = Annotated[Path, typer.Argument(help="A run's YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: locate.seeds=16. Repeatable.")]
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _carry_out(run: Any, until: str = "evaluate", skip: tuple[str, ...] = ()) -> None:
-    """Run in the foreground with a bar per stage on a terminal, a line per stage elsewhere."""
-    from paraknow.runs.worker import execute, quiet
-    from paraknow.screen import Bars
-
-    quiet()
-    signal.signal(signal.SIGTERM, lambda *_: run.cancel())
-    with Bars(on_interrupt=run.cancel) as bars:
-        execute(run, until, skip, bars.stage)
 
 
 def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> None:
@@ -103,7 +88,7 @@ def run_command(
             return
         check(wanted)
         run = store.create(wanted, state="running")
-    _carry_out(run, until)
+    carry_out(run, until)
     from paraknow.runs import summaries
 
     found = {"locate": summaries.located, "similarity": summaries.compared}.get(until)
@@ -132,7 +117,7 @@ def evaluate(config: Config, override: Set = None, as_json: Json = False) -> Non
     wanted = configs.load(config, override)
     check(wanted)
     run = store.create(wanted, state="running")
-    _carry_out(run, skip=("locate", "similarity", "align", "tune"))
+    carry_out(run, skip=("locate", "similarity", "align", "tune"))
     _finish(run, as_json)
 
 
@@ -151,8 +136,8 @@ def demo(context: typer.Context, seed: int = 0, as_json: Json = False) -> None:
     made = []
     for config in configs:
         run = store.create(config, state="running")
-        _note(f"{config.name}: run {run.id}")
-        _carry_out(run)
+        note(f"{config.name}: run {run.id}")
+        carry_out(run)
         made.append(run)
     rows, calibration = deltas_of(made[0]), deltas_of(made[1])
     passed, sentences = verdict(rows, calibration)
@@ -182,21 +167,21 @@ def demo(context: typer.Context, seed: int = 0, as_json: Json = False) -> None:
 @demo_app.command("build")
 def demo_build(
     out: Annotated[Path, typer.Option(help="Where to write models, suites and the record.")] = Path("assets"),
-    size: Annotated[str, typer.Option(help="full, or small for a quick trial.")] = "full",
+    size: Annotated[str, typer.Option(help="full, study (a pair in some eight minutes) or small.")] = "full",
     seed: int = 0,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Also the pairs that calibrate the instrument.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="Also the pairs between sibling and stranger.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the demo pair and its clone teacher from nothing."""
+    """Train the demo pair and its clone teacher from nothing. What is built already is kept."""
     from paraknow.runs.worker import quiet
     from paraknow.screen import Bars
 
     quiet()
     from paraknow.demo import build
 
-    if size not in build.SIZES:
-        raise InputError(f"--size {size!r}: choose one of {', '.join(build.SIZES)}.")
     with Bars() as bars:
-        record = build.build(out, size, seed, bars.stage)
+        record = build.build(out, size, seed, bars.stage, ladder, study)
     if as_json:
         emit(record)
     else:
@@ -227,12 +212,11 @@ def export_command(
     quiet()
     run = store.find(run_id)
     config = run.config()
-    label = model or config.method.name
+    label = model or config.method.title
     folder = run.path("adapters", label, str(config.run_seeds[0] if seed is None else seed))
     if not folder.is_dir():
         known = sorted(
-            str(p.parent.relative_to(run.path("adapters")))
-            for p in run.path("adapters").glob("*/*/adapter_config.json")
+            str(p.parent.relative_to(run.path("adapters"))) for p in run.path("adapters").glob("*/*/paraknow.json")
         )
         raise InputError(f"run {run.id} has no adapter {label!r}; it has {', '.join(known) or 'none'}.")
     if merged.exists():
@@ -325,19 +309,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = command(args=arguments, standalone_mode=False)
     except ParaKnowError as error:
-        _note(f"paraknow: {error}")
+        note(f"paraknow: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        _note("paraknow: cancelled.")
+        note("paraknow: cancelled.")
         code = 130
     except OSError as error:
-        _note(f"paraknow: {error.strerror or error}: {error.filename}." if error.filename else f"paraknow: {error}.")
+        note(f"paraknow: {error.strerror or error}: {error.filename}." if error.filename else f"paraknow: {error}.")
         code = 4 if error.errno == errno.ENOSPC else 2
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # usage errors know how to show themselves
             shown = error.format_message() if hasattr(error, "format_message") else str(error)
             if shown:
-                _note(f"paraknow: {shown}")
+                note(f"paraknow: {shown}")
             code = getattr(error, "exit_code", 2)
         else:
             raise

@@ -109,14 +109,24 @@ class MethodChoice(Part):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = Field(min_length=1, max_length=100, description="One of `paraknow methods`.")
+    label: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$",
+        description="What it is called in tables, where one method takes part with several settings.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @property
+    def title(self) -> str:
+        """Its name in every table."""
+        return self.label or self.name
+
     def settings(self) -> dict[str, Any]:
-        """What was set beside the name."""
+        """What was set beside the name and the label."""
         return dict(self.model_extra or {})
 
 

@@ -11,6 +11,7 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,13 +210,16 @@ def peft_start(
         copied: Any = copy.deepcopy(student.model)
         with torch.random.fork_rng():
             torch.manual_seed(align.seed)
-            config = _lora_config(list(paths.values()), rank, kind)
+            config = _lora_config(list(paths.values()), rank)
+            config.init_lora_weights = kind
             try:
                 if own:
                     vars(config).update(extra or {})
                     if before:
                         before(copied, config)
-                copied = get_peft_model(copied, config)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")  # peft's advice on EVA
+                    copied = get_peft_model(copied, config)
                 if own and after:
                     after(copied)
             except (ValueError, RuntimeError) as error:

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paraknow import files, inject, models
-from paraknow.config import FFN
+from paraknow.config import EMBEDDING, MODULES
 from paraknow.errors import RunError
 from paraknow.methods.base import Method, Place, Start
 from paraknow.models import Loaded
@@ -66,22 +67,34 @@ def unsound(start: Start) -> Place | None:
 
 @torch.no_grad()
 def rebuilt(student: Loaded, matrices: dict[Place, torch.Tensor]) -> Any:
-    """A model of the student's kind with some matrices replaced; the FFN may have another size.
+    """A model of the student's kind with some matrices replaced; FFN and attention may have another size.
 
-    Raises RunError where FFN sizes differ between layers or matrices do not fit together.
+    Raises RunError where sizes differ between layers or matrices do not fit together.
     """
     a = student.architecture
-    sizes = {(w.shape[1] if m == "down" else w.shape[0]) for (_, m), w in matrices.items() if m in FFN}
-    whole = {(layer, m) for layer in range(a.layers) for m in FFN} <= matrices.keys()
-    if len(sizes) > 1 or (sizes and sizes != {a.ffn} and not whole):
-        raise RunError("align: a model has one FFN size, so every layer must get as many neurons.")
+
+    def weight(layer: int, module: str) -> torch.Tensor:
+        return matrices.get((layer, module), student.weight(module, layer))
+
+    ffn, heads, kv_heads = weight(0, "gate").shape[0], *(weight(0, m).shape[0] // a.head_dim for m in ("q", "k"))
+    wider = replace(a, ffn=ffn, heads=heads, kv_heads=kv_heads)
+    for layer, module in ((layer, module) for layer in range(a.layers) for module in MODULES):
+        if (shape := tuple(weight(layer, module).shape)) != wider.shape(module):
+            raise RunError(
+                f"align: {module} of layer {layer} is {shape}, which does not fit the model's other matrices "
+                f"({wider.shape(module)}); every layer must get as many neurons and heads."
+            )
     model = copy.deepcopy(student.model)
-    for (layer, module), weight in matrices.items():
+    for (layer, module), new in matrices.items():
         linear = model.get_submodule(a.path(module, layer))
-        linear.weight = torch.nn.Parameter(weight.to(linear.weight), requires_grad=False)
-        linear.out_features, linear.in_features = weight.shape
-    if sizes:
-        model.config.intermediate_size = sizes.pop()
+        linear.weight = torch.nn.Parameter(new.to(linear.weight), requires_grad=False)
+        if module not in EMBEDDING:
+            linear.out_features, linear.in_features = new.shape
+    for layer in range(a.layers):
+        model.get_submodule(f"model.layers.{layer}.self_attn").num_key_value_groups = heads // kv_heads
+    sizes = {"intermediate_size": ffn, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    for name, value in {**sizes, "head_dim": a.head_dim}.items():
+        setattr(model.config, name, value)
     return model.eval()
 
 

@@ -70,6 +70,28 @@ class Bars:
         return report
 
 
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def carry_out(
+    run: Run, until: str = "evaluate", skip: tuple[str, ...] = (), warm: dict[str, Any] | None = None
+) -> None:
+    """Run in the foreground with a bar per stage on a terminal, a line per stage elsewhere.
+
+    `warm` keeps loaded models between runs of one pair.
+    """
+    import signal
+
+    from paraknow.runs.worker import execute, quiet
+
+    quiet()
+    signal.signal(signal.SIGTERM, lambda *_: run.cancel())
+    with Bars(on_interrupt=run.cancel) as bars:
+        execute(run, until, skip, bars.stage, warm=warm)
+
+
 def emit(values: dict[str, Any]) -> None:
     """Print one JSON object with schema_version."""
     print(json.dumps({"schema_version": 1, **values}, ensure_ascii=False, allow_nan=False))

@@ -50,16 +50,111 @@ def test_micro_batches_change_nothing(tiny_pair, items):
     assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
-def test_nan_names_the_step(tiny_pair, items):
+def test_an_objective_takes_the_place_of_the_loss(tiny_pair, items):
+    """The literal one gives the same run; a weighted one is averaged over answer tokens too."""
+    _, student = tiny_pair
+    settings = config.Tune(epochs=1, batch_size=12, micro_batch=5, learning_rate=1e-2)
+    plain = losses(student, items, settings)
+
+    def literal(ids, mask, labels, logits):
+        assert ids.shape == mask.shape == labels.shape == logits.shape[:2]
+        found, tokens = tune.answer_logits(logits, labels)
+        return -found.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()
+
+    def run(objective):
+        with inject.attached(student, random_start(student)) as wrapped:
+            return tune.fine_tune(wrapped, items, settings, 0, objective=objective)
+
+    assert run(literal).losses == pytest.approx(plain.losses, rel=1e-4)
+    assert run(lambda *given: 3 * literal(*given)).losses[0] == pytest.approx(3 * plain.losses[0], rel=1e-4)
+
+
+def tuned_with(student, items, monkeypatch, script, epochs):
+    """A run of 3 steps an epoch whose losses read as `script` says; with the weights after every step."""
+    real, calls, states = tune._backward, [], []
+
+    def scripted(*given):
+        calls.append(real(*given))
+        return torch.tensor(float(script[len(calls) - 1]))
+
+    with inject.attached(student, random_start(student)) as wrapped:
+        moving = [p for p in wrapped.parameters() if p.requires_grad]
+
+        def snapshot(*_: object, **__: object) -> None:
+            states.append([p.detach().clone() for p in moving])
+
+        snapshot()
+        monkeypatch.setattr(tune, "_backward", scripted)
+        found = tune.fine_tune(wrapped, items, config.Tune(epochs=epochs, batch_size=8), 0, progress=snapshot)
+        assert all(p.grad is None for p in moving)
+        same = [all(map(torch.equal, state, moving)) for state in states]
+    monkeypatch.setattr(tune, "_backward", real)
+    return found, same
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("script", "stopped", "kept", "lengths"),
+    [
+        # falling, then nothing finite: the last good state is put back
+        ([3, 2, 1, NAN, 1, 1], 4, 2, 3),
+        # falling, then above the first loss and three times the best for five steps
+        ([3, 2, 1.5, 1, 0.8, 0.6, 0.5, 0.4, 0.4, *[9] * 12], 15, 8, 15),
+        # the rise begins too late to last five steps, but the run ends in it
+        ([3, 2, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 9, 9, 9], 12, 7, 12),
+        # one bad batch, a slow rise below the first loss, a shock at the beginning: none of them runs away
+        ([3, 2, 1, 0.5, 0.5, 9, 0.5, 0.5, 0.5], None, 9, 9),
+        ([3, 0.5, 0.5, 0.5, 1, 1.5, 2, 2.5, 2.5, 2.5, 2.5, 2.5], None, 12, 12),
+        ([3, 8, 8, 3, 2, 1], None, 6, 6),
+        # small losses on text that is known already
+        ([1e-3, 1e-3, 1e-4, 5e-3, 9e-3, 2e-2, 3e-2, 3e-2, 3e-2, 3e-2, 3e-2, 3e-2], None, 12, 12),
+    ],
+)
+def test_a_loss_that_runs_away_stops_and_the_best_state_is_put_back(
+    tiny_pair, items, monkeypatch, script, stopped, kept, lengths
+):
+    _, student = tiny_pair
+    found, same = tuned_with(student, items, monkeypatch, script, len(script) // 3)
+    assert (found.stopped, found.kept_step, len(found.losses)) == (stopped, kept, lengths)
+    assert found.steps == (stopped - 1 if stopped else lengths)
+    assert found.examples == 8 * found.steps
+    assert same[kept] and same.count(True) == 1
+    assert (found.warning is None) == (stopped is None)
+    if stopped:
+        assert f"stopped at step {stopped} and the weights after {kept} steps were put back" in found.warning
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ([NAN, 1, 1], "the loss or its gradient is NaN or infinite at step 1 of 3.$"),
+        ([3, 5, float("inf")], "infinite at step 3 of 3 before any step made it smaller; a smaller learning rate"),
+        ([3, 20, 20, 20, 20, 20, 20, 20, 20], "the loss runs away at step 6 of 9 before any step made it smaller"),
+    ],
+)
+def test_without_a_better_state_the_step_is_named(tiny_pair, items, monkeypatch, script, message):
+    _, student = tiny_pair
+    with pytest.raises(RunError, match=message):
+        tuned_with(student, items, monkeypatch, script, len(script) // 3)
+    assert not any(p.requires_grad for p in student.model.parameters())
+
+
+def test_weights_that_turn_nan_are_replaced(tiny_pair, items):
+    """A real run: the third step reads weights that an overflow has spoilt."""
     _, student = tiny_pair
     with inject.attached(student, random_start(student)) as wrapped:
+        moving = [p for p in wrapped.parameters() if p.requires_grad]
 
-        def break_it(step: int, total: int, message: str = "", **_: float) -> None:
-            if step == 2:
-                next(p for p in wrapped.parameters() if p.requires_grad).data.fill_(float("nan"))
+        def spoil(step: int, total: int, message: str = "", **_: float) -> None:
+            if step == 9:
+                moving[0].data.fill_(float("nan"))
 
-        with pytest.raises(RunError, match="step 3 of 6"):
-            tune.fine_tune(wrapped, items, config.Tune(epochs=2, batch_size=8), 0, progress=break_it)
+        settings = config.Tune(epochs=4, batch_size=8, learning_rate=1e-2)
+        found = tune.fine_tune(wrapped, items, settings, 0, progress=spoil)
+        assert found.stopped == 10 and 0 < found.kept_step < 10 and len(found.losses) == found.steps == 9
+        assert all(bool(torch.isfinite(p).all()) for p in moving)
 
 
 def test_cancel_leaves_a_plain_student(tiny_pair, items):

@@ -64,17 +64,19 @@ def candidates(config: RunConfig) -> list[Candidate]:
             raise InputError(f"{field}: {choice.name!r} is a control of a method, not a method; put it under controls.")
     examined = settings_of(config.method, "method")
     inherited = examined.model_dump()
-    result = [Candidate(config.method.name, get(config.method.name), examined)]
+    result = [Candidate(config.method.title, get(config.method.name), examined)]
     for choice in config.baselines:
-        result.append(Candidate(choice.name, get(choice.name), settings_of(choice, "baselines", inherited)))
+        result.append(Candidate(choice.title, get(choice.name), settings_of(choice, "baselines", inherited)))
     for name in config.controls:
         control = get(name)
         if control.paradigm != "control":
             raise InputError(f"controls: {name!r} is a method, not a control; put it under baselines.")
-        label = name if control.stands_alone else f"{config.method.name}+{name}"
+        label = name if control.stands_alone else f"{config.method.title}+{name}"
         settings = settings_of(MethodChoice(name=name), "controls", inherited)
         result.append(Candidate(label, control, settings, control_of=config.method.name))
     labels = [c.label for c in result]
     if len(set(labels)) != len(labels):
-        raise InputError("method, baselines and controls name something twice.")
+        raise InputError("method, baselines and controls name something twice; give one of them a label of its own.")
+    if odd := [x for x in labels if x in ("teacher", "student")]:
+        raise InputError(f"label: {odd[0]!r} is the name of a model of the pair; choose another one.")
     return result

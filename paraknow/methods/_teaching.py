@@ -105,13 +105,13 @@ def teach(align: Align, sure: Sure | None = None) -> Start:
             ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
         ) -> torch.Tensor:
             found, tokens = tune.answer_logits(logits, labels)
-            with torch.no_grad():
+            # with the adapter off, for the teacher may be the student itself (the control `self`)
+            with torch.no_grad(), wrapped.disable_adapter():
                 place = align.teacher.device
                 given = teacher(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False).logits
                 target = tune.answer_logits(given.to(labels.device), labels)[0]
                 if sure is not None:
-                    with wrapped.disable_adapter():
-                        own = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                    own = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits
                     before = tune.answer_logits(own, labels)[0]
                     taught = sure(target, before, tokens)
                     target = torch.where(taught[:, None], target, before)

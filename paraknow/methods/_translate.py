@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paraknow.data import Encoded, padded
+from paraknow.errors import RunError
+from paraknow.methods.base import Align, Place
+from paraknow.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-    from paraknow.methods.base import Place
     from paraknow.models import Loaded
 
 ROWS = ("up", "gate", "v")  # the other modules' neurons are columns
@@ -194,9 +196,14 @@ def gradients(
         loss = answer_loss(student, batch, micro, scale)
     norm = norm_term(deltas)
     # Σ Δ·∂loss/∂Δ has the loss's own gradient in the hypernetwork
-    carried = torch.stack([(deltas[m].float() * (leaf.grad / scale)).sum() for m, leaf in leaves.items()]).sum()
+    carried = torch.stack([(deltas[m].float() * _gradient(leaf) / scale).sum() for m, leaf in leaves.items()]).sum()
     (carried + penalty * norm).backward()
     return loss, norm.detach()
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def schedule(optimizer: Any, peak: float, steps: int) -> Any:
@@ -228,3 +235,120 @@ def factors(student: Loaded, deltas: Tensors, neurons: Tensors) -> dict[Place, t
             b, a = (one_hot.T, change) if module in ROWS else (change.T, one_hot)
             made[(layer, module)] = (b.contiguous(), a.contiguous())
     return made
+
+
+# -- training -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Examples:
+    """Encoded examples: those neurons are located on, as both models read them; batches; what steps are scored on."""
+
+    teacher: list[Encoded]
+    student: list[Encoded]
+    pool: list[Encoded]
+    choosing: list[Encoded]
+
+    def batch(self, step: int, count: int) -> list[Encoded]:
+        """`count` of the pool, other ones each step until all were had, and the example of step 1, 2, ..."""
+        count = min(count, len(self.pool))
+        chosen = [self.pool[((step - 1) * count + i) % len(self.pool)] for i in range(count)]
+        return [*chosen, self.student[(step - 1) % len(self.student)]]
+
+
+@dataclass
+class Trained:
+    """The best step's Δ (L_S, n, d_S) by module and the student's neurons it belongs to, and how training went."""
+
+    deltas: Tensors
+    neurons: Tensors
+    step: int
+    stopped: int | None
+    losses: list[float]
+    table: list[dict[str, Any]]
+    examples: int
+    trainable: int
+
+
+def train(
+    align: Align,
+    modules: Sequence[str],
+    moved: dict[str, int],
+    examples: Examples,
+    scores: tuple[Tensors, Tensors],
+    progress: Progress,
+) -> Trained:
+    """Steps until the last, or until something is not finite. Step t trains on neurons of example t alone; what is
+    scored and kept comes from neurons located on all of them together.
+
+    `moved` are the neurons of a layer by kind, `scores` the teacher's and the student's, (examples, L, neurons) by
+    kind. Raises RunError, naming the step, where no step is finite. Both models must be `frozen`.
+    """
+    import torch
+
+    settings, student, pairs, micro = align.settings, align.student, align.pairs, align.tune.micro_batch
+    dims = (align.teacher.architecture.hidden, student.architecture.hidden)
+    half = "half_precision" in settings.as_released
+    network = Hypernetwork(modules, dims, settings.std, align.seed, student.device, half)
+    optimizer = optimiser(network, settings.learning_rate)
+    rates = schedule(optimizer, settings.learning_rate, settings.steps)
+
+    def located(some: slice) -> tuple[Tensors, Tensors]:
+        """Teacher neurons (L_S, n, d_T) by module and the student's (L_S, n) by kind, of these examples together."""
+        teachers, students = ({kind: s[some].sum(0) for kind, s in model.items()} for model in scores)
+        matched = match(teachers, students, pairs, moved)
+        vectors = extract(align.teacher, modules, pairs, matched.teacher)
+        return {m: v.to(student.device) for m, v in vectors.items()}, matched.student
+
+    @torch.no_grad()
+    def scored() -> tuple[Tensors, float]:
+        deltas = {m: d.float() for m, d in network(vectors).items()}
+        with added(student, deltas, neurons):
+            return deltas, float(answer_loss(student, examples.choosing, micro))
+
+    vectors, neurons = located(slice(None))
+    trainable = sum(p.numel() for p in network.parameters())
+    best, score = scored()
+    found = Trained(best, neurons, 0, None, [], [_row(0, score=score)], 0, trainable)
+    progress(1, settings.steps + 1)
+    for step in range(1, settings.steps + 1):
+        batch = examples.batch(step, settings.align_examples)
+        example = (step - 1) % len(examples.student)
+        current = located(slice(example, example + 1))
+        loss, norm = gradients(student, network, *current, batch, settings.penalty, micro)
+        total = loss + settings.penalty * norm
+        size = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        if not bool(torch.isfinite(total + size)):
+            found.stopped = step
+            break
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad(set_to_none=True)
+        found.losses.append(float(total))
+        found.examples += len(batch)
+        deltas, score = scored()
+        found.table.append(_row(step, found.losses[-1], float(loss), float(norm), score))
+        if found.table[-1]["score"] is None:
+            found.stopped = step
+            break
+        if not found.step or score < found.table[found.step]["score"]:
+            found.deltas, found.step = deltas, step
+        progress(step + 1, settings.steps + 1, loss=found.losses[-1])
+    if not found.step:
+        raise RunError(
+            f"align: laten's loss is NaN or infinite at step {found.stopped} of {settings.steps}; "
+            "a smaller method.learning_rate or method.std may help."
+        )
+    found.table[found.step]["chosen"] = True
+    return found
+
+
+def _row(
+    step: int,
+    loss: float | None = None,
+    cross_entropy: float | None = None,
+    norm: float | None = None,
+    score: float = float("nan"),
+) -> dict[str, Any]:
+    finite = score if abs(score) < float("inf") else None  # NaN compares false too
+    return {"step": step, "loss": loss, "cross_entropy": cross_entropy, "norm": norm, "score": finite, "chosen": False}

@@ -2,8 +2,9 @@
 Task Vectors with Learned Anisotropic Scaling, arXiv 2407.02880).
 
 W + s·B·A with B·A what the method `of` moves into that matrix: the moved block where it would be tuned afterwards,
-the change itself where it would not. The s start at 0, which is the student exactly, and are fitted by cross-entropy on
-text that both models know (the task's align split; its training split where that is empty). The paper scales several
+the change itself where it would not. The s start at 0, which is the student exactly, and are fitted by cross-entropy
+on text that both models know (the task's align split; its training split where that is empty, or where asked for).
+A student that answers that text without fault leaves nothing to fit, and a warning says so. The paper scales several
 task vectors, made by fine-tuning; we scale one change, made by any method.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
     Factors = dict[Place, tuple[torch.Tensor, torch.Tensor]]
 
 
+NOTHING_TO_LEARN = 0.01  # nats per answer token
+
+
 class ScaleSettings(RankSettings):
     """Settings of block scales."""
 
     of: str = Field("seeking", min_length=1, max_length=100, description="The method whose change is scaled.")
-    epochs: int = Field(3, ge=1, le=10000, description="Passes over the align split.")
+    fit_on: Literal["align", "train"] = Field(
+        "align", description="The split the scales are fitted on: what both models know, or the task's training data."
+    )
+    epochs: int = Field(3, ge=1, le=10000, description="Passes over that split.")
     learning_rate: float = Field(
         0.03, gt=0, le=1, description="AdamW's peak rate: about what a scale can move in one step."
     )
@@ -94,7 +101,8 @@ def fit(align: Align, made: Start, of: str) -> Start:
     if not any(bool(b.any()) and bool(a.any()) for b, a in made.factors.values()):
         raise InputError(f"method.of: {of!r} starts at zero, so there is nothing to scale; give seeking or laten.")
     student = align.student
-    items = align.encode(align.known or align.train, student)
+    known = align.known if align.settings.fit_on == "align" else ()
+    items = align.encode(known or align.train, student)
     changes = {"epochs": align.settings.epochs, "learning_rate": align.settings.learning_rate}
     scales = torch.nn.Parameter(torch.zeros(len(made.factors), device=student.device))
 
@@ -129,7 +137,13 @@ def fit(align: Align, made: Start, of: str) -> Start:
     spent = used(tuned)
     spent["examples"] += made.examples
     spent["steps"] += made.steps
-    facts = {"of": of, "mean_scale": float(found.mean()), **outcome(tuned)}
+    facts = {"of": of, "mean_scale": float(found.mean())}
+    if tuned.losses[0] < NOTHING_TO_LEARN:
+        facts["warning"] = (
+            f"the student already answers what the scales are fitted on (loss {tuned.losses[0]:.1g}), so they mean "
+            "little; fit_on: train gives them something to learn."
+        )
+    facts |= outcome(tuned)
     return Start(factors, tuned=False, facts=facts, table=table, **spent)
 
 

@@ -8,13 +8,15 @@ neurons; the best step's Δ is the result, an exact LoRA with one-hot factors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from paraknow.config import Part
 from paraknow.errors import InputError, RunError
+from paraknow.methods import _translate
+from paraknow.methods._translate import KINDS, Examples, Trained
 from paraknow.methods.base import Align, Method, Start
 from paraknow.progress import Progress, part
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from paraknow.data import Encoded, Example
     from paraknow.models import Loaded
 
+NOTHING_TO_LEARN = 0.01  # nats per answer token
 CHOOSING = 256  # align examples that every step is scored on
+MODELS = ("teacher", "student")
 PAPER_MODULES = ("up", "down", "v", "o")
 Fault = Literal["fourth_root", "self_attention_only", "rounded_scores", "half_precision", "unmodified_student"]
 
@@ -44,6 +48,11 @@ class LatenSettings(Part):
     )
     align_examples: int = Field(
         15, ge=1, le=65536, description="Align examples in a batch, beside the one located on. LaTen: 15."
+    )
+    fit_on: Literal["align", "train"] = Field(
+        "align",
+        description="The split that batches come from and steps are chosen on: what both models know, or the task's "
+        "training data, less what is located on. LaTen: examples of the task.",
     )
     steps: int = Field(4, ge=1, le=10000, description="Optimiser steps of the hypernetworks. LaTen: a few, 2 to 8.")
     learning_rate: float = Field(
@@ -96,37 +105,22 @@ def _modules(align: Align) -> list[str]:
 # -- the data ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Examples:
-    """Encoded examples: those neurons are located on, as both models read them; batches; what steps are scored on."""
-
-    teacher: list[Encoded]
-    student: list[Encoded]
-    pool: list[Encoded]
-    choosing: list[Encoded]
-
-    def batch(self, step: int, count: int) -> list[Encoded]:
-        """`count` of the pool, other ones each step until all were had, and the example of step 1, 2, ..."""
-        count = min(count, len(self.pool))
-        chosen = [self.pool[((step - 1) * count + i) % len(self.pool)] for i in range(count)]
-        return [*chosen, self.student[(step - 1) % len(self.student)]]
-
-
 def _examples(align: Align) -> Examples:
     """Raises InputError: no example to locate on, or none left to align on."""
     from paraknow.data import sample
 
     found = _located_on(align)
     taken = {item.example for item in found[1]}
-    rest = align.known or tuple(e for e in align.train if e not in taken)
+    known = align.known if align.settings.fit_on == "align" else ()
+    rest = known or tuple(e for e in align.train if e not in taken)
     if not rest:
         raise InputError(
             f"method.extract_examples: all {len(align.train)} training examples are located on, and none is left to "
             "align on; more examples or an align split are needed."
         )
     # An order of its own, drawn once: the choice of steps is made on the same examples whatever the batches hold.
-    pool = align.encode(sample(rest, len(rest), align.seed), align.student).items
-    choosing = align.encode(sample(rest, CHOOSING, align.seed + 1), align.student).items
+    pool = align.encode(sample(rest, len(rest), align.seed), align.student)
+    choosing = align.encode(sample(rest, CHOOSING, align.seed + 1), align.student)
     return Examples(*found, pool, choosing)
 
 
@@ -187,6 +181,15 @@ def neuron_scores(
     return {k: s.round(decimals=4) for k, s in stacked.items()} if "rounded_scores" in faults else stacked
 
 
+def _random_scores(align: Align, examples: int) -> dict[str, torch.Tensor]:
+    """Scores of the teacher's neurons that mean nothing, the same for every example; shapes as `neuron_scores` has."""
+    import torch
+
+    a, generator = align.teacher.architecture, torch.Generator().manual_seed(align.seed + 4_000_003)
+    drawn = {kind: torch.rand(1, a.layers, n, generator=generator) for kind, n in sizes(a).items()}
+    return {kind: d.expand(examples, -1, -1).to(align.teacher.device) for kind, d in drawn.items()}
+
+
 def own_attention(loaded: Loaded, items: Sequence[Encoded]) -> torch.Tensor:
     """What the token before the word brings to o_proj's input by its attention to itself, (examples, L, h·e).
 
@@ -237,44 +240,45 @@ def start(align: Align) -> Start:
     the step's batch, score (mean cross-entropy per answer token on the align set, of the Δ that would be saved) and
     chosen. The choice falls on a trained step: step 0 moves nothing to speak of and stands for comparison.
 
-    Raises InputError (no matrix or example to work from), RunError (the loss is not finite from the first step on).
+    Raises InputError (no matrix or example to work from), RunError (the loss is not finite from
+    the first step on, or nothing changes).
     """
-    from paraknow.methods import _translate
+    return _make(align)
+
+
+def random_neurons(align: Align) -> Start:
+    """The control `random_window` in LaTen's form: the teacher's neurons are drawn at random from the same layers, all
+    else is the method's."""
+    return _make(align, random=True)
+
+
+def _make(align: Align, random: bool = False) -> Start:
+    import torch
 
     settings, faults = align.settings, align.settings.as_released
     check(align.teacher.checkpoint, align.student.checkpoint, settings)
-    modules, examples = _modules(align), _examples(align)
+    modules, examples, moved = _modules(align), _examples(align), counts(align.student.architecture, settings.rate)
     located = len(examples.student)
     whole = 2 * located + settings.steps + 1
     how = "first_order" if align.locate.neurons == "first_order" else "exact"
     with _translate.frozen(align.teacher.model), _translate.frozen(align.student.model):
-        scores = {
-            name: neuron_scores(loaded, items, how, faults, part(align.progress, before, whole, f"neurons ({name})"))
-            for name, loaded, items, before in (
-                ("teacher", align.teacher, examples.teacher, 0),
-                ("student", align.student, examples.student, located),
-            )
-        }
+        reports = [part(align.progress, n * located, whole, f"neurons of the {m}") for n, m in enumerate(MODELS)]
+        scores = (
+            _random_scores(align, located)
+            if random
+            else neuron_scores(align.teacher, examples.teacher, how, faults, reports[0]),
+            neuron_scores(align.student, examples.student, how, faults, reports[1]),
+        )
         progress = part(align.progress, 2 * located, whole, "training hypernetworks")
-        found = _train(align, modules, examples, scores, progress)
+        found = _translate.train(align, modules, moved, examples, scores, progress)
+    if not faults and not any(bool(delta.any()) for delta in found.deltas.values()):
+        raise RunError("align: laten changes nothing: the hypernetworks give 0; a larger method.std may help.")
     if "unmodified_student" in faults:
-        found.deltas = {module: delta * 0.0 for module, delta in found.deltas.items()}
-    moved = counts(align.student.architecture, settings.rate)
-    facts: dict[str, Any] = {
-        "modules": modules,
-        "neurons": {module: moved[_translate.KINDS[module]] for module in modules},
-        "located_on": located,
-        "scored_on": len(examples.choosing),
-        "chosen_step": found.step,
-        "improved": found.table[found.step]["score"] < found.table[0]["score"],
-        "largest_change": max(float(delta.abs().max()) for delta in found.deltas.values()),
-        **({"as_released": list(faults)} if faults else {}),
-        **({"stopped": found.stopped} if found.stopped else {}),
-    }
+        found.deltas = {module: torch.zeros_like(delta) for module, delta in found.deltas.items()}
     return Start(
         _translate.factors(align.student, found.deltas, found.neurons),
         tuned=False,
-        facts=facts,
+        facts=_facts(align, modules, moved, examples, found),
         examples=found.examples,
         steps=len(found.losses),
         trainable=found.trainable,
@@ -283,99 +287,33 @@ def start(align: Align) -> Start:
     )
 
 
-@dataclass
-class Trained:
-    """The best step's Δ (L_S, n, d_S) by module and the student's neurons it belongs to, and how training went."""
-
-    deltas: dict[str, torch.Tensor]
-    neurons: dict[str, torch.Tensor]
-    step: int
-    stopped: int | None
-    losses: list[float]
-    table: list[dict[str, Any]]
-    examples: int
-    trainable: int
-
-
-def _train(
-    align: Align,
-    modules: Sequence[str],
-    examples: Examples,
-    scores: dict[str, dict[str, torch.Tensor]],
-    progress: Progress,
-) -> Trained:
-    """Steps until the last, or until something is not finite. Step t trains on neurons of example t alone; what is
-    scored and kept comes from neurons located on all of them together."""
-    import torch
-
-    from paraknow.methods import _translate as translate
-
-    settings, student, pairs = align.settings, align.student, align.pairs
-    dims = (align.teacher.architecture.hidden, student.architecture.hidden)
-    half, moved = "half_precision" in settings.as_released, counts(student.architecture, settings.rate)
-    network = translate.Hypernetwork(modules, dims, settings.std, align.seed, student.device, half)
-    optimizer = translate.optimiser(network, settings.learning_rate)
-    schedule = translate.schedule(optimizer, settings.learning_rate, settings.steps)
-
-    def located(example: int | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Teacher neurons (L_S, n, d_T) by module and the student's (L_S, n) by kind, of one example or of all."""
-        some = slice(None) if example is None else slice(example, example + 1)
-        both = ({k: s[some].sum(0) for k, s in scores[name].items()} for name in ("teacher", "student"))
-        matched = translate.match(*both, pairs, moved)
-        vectors = translate.extract(align.teacher, modules, pairs, matched.teacher)
-        return {m: v.to(student.device) for m, v in vectors.items()}, matched.student
-
-    @torch.no_grad()
-    def scored() -> tuple[dict[str, torch.Tensor], float]:
-        deltas = {m: d.float() for m, d in network(vectors).items()}
-        with translate.added(student, deltas, neurons):
-            return deltas, float(translate.answer_loss(student, examples.choosing, align.tune.micro_batch))
-
-    vectors, neurons = located(None)
-    trainable = sum(p.numel() for p in network.parameters())
-    best, score = scored()
-    found = Trained(best, neurons, 0, None, [], [_row(0, score=score)], 0, trainable)
-    progress(1, settings.steps + 1)
-    for step in range(1, settings.steps + 1):
-        batch = examples.batch(step, settings.align_examples)
-        current = located((step - 1) % len(examples.student))
-        loss, norm = translate.gradients(student, network, *current, batch, settings.penalty, align.tune.micro_batch)
-        total = loss + settings.penalty * norm
-        size = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-        if not bool(torch.isfinite(total + size)):
-            found.stopped = step
-            break
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        found.losses.append(float(total))
-        found.examples += len(batch)
-        deltas, score = scored()
-        found.table.append(_row(step, found.losses[-1], float(loss), float(norm), score))
-        if found.table[-1]["score"] is None:
-            found.stopped = step
-            break
-        if not found.step or score < found.table[found.step]["score"]:
-            found.deltas, found.step = deltas, step
-        progress(step + 1, settings.steps + 1, loss=found.losses[-1])
-    if not found.step:
-        raise RunError(
-            f"align: laten's loss is NaN or infinite at step {found.stopped} of {settings.steps}; "
-            "a smaller method.learning_rate or method.std may help."
+def _facts(align: Align, modules: list[str], moved: dict[str, int], examples: Examples, found: Trained) -> dict:
+    """What the result was made from; `stopped` and `warning` are sentences for the run's warnings."""
+    settings, scores = align.settings, [row["score"] for row in found.table]
+    facts: dict[str, Any] = {
+        "modules": modules,
+        "neurons": [moved[KINDS[module]] for module in modules],
+        "located_on": len(examples.student),
+        "scored_on": len(examples.choosing),
+        "chosen_step": found.step,
+        "largest_change": max(float(delta.abs().max()) for delta in found.deltas.values()),
+        "as_released": list(settings.as_released),
+    }
+    if found.stopped:
+        facts["stopped"] = (
+            f"stopped at step {found.stopped} of {settings.steps}, where the loss is NaN or infinite; "
+            f"step {found.step} is kept."
         )
-    found.table[found.step]["chosen"] = True
-    return found
-
-
-def _row(
-    step: int,
-    loss: float | None = None,
-    cross_entropy: float | None = None,
-    norm: float | None = None,
-    score: float = float("nan"),
-) -> dict[str, Any]:
-    finite = score if abs(score) < float("inf") else None  # NaN compares false too
-    return {"step": step, "loss": loss, "cross_entropy": cross_entropy, "norm": norm, "score": finite, "chosen": False}
+    if "unmodified_student" in settings.as_released:
+        facts["warning"] = "as the released code does, the student itself is saved."
+    elif scores[0] is not None and not scores[found.step] < scores[0]:
+        facts["warning"] = (
+            f"no step lowers the loss on what steps are chosen on ({scores[0]:.3g} before, {scores[found.step]:.3g} at "
+            "best), so the step that does least harm is kept"
+        )
+        learnt = scores[0] < NOTHING_TO_LEARN and settings.fit_on == "align"
+        facts["warning"] += "; the student knows it all, and fit_on: train gives it something to learn." * learnt or "."
+    return facts
 
 
 METHOD = Method(
@@ -387,9 +325,10 @@ METHOD = Method(
         "answers with a letter or digit",
         "as many neurons in a teacher layer as are moved in a student layer",
     ),
-    cost="one forward pass of both models per located example, a few optimiser steps of small networks through the student",
+    cost="one forward pass of both models per located example, then a few optimiser steps through the student",
     start=start,
     settings=LatenSettings,
     locates=True,
     check=check,
+    variants={"random_window": random_neurons},
 )

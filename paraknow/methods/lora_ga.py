@@ -7,6 +7,7 @@ d_out^(1/4)/√γ (γ = 16), which is not the paper's scale: small gradients giv
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from paraknow.errors import InputError, RunError
@@ -49,7 +50,10 @@ def start(align: Align) -> Start:
                 (loss * len(batches) / tokens).backward()
                 align.progress(number + 1, len(batches), "LoRA-GA: gradients")
 
-        preprocess_loraga(model, config, gradients)
+        with warnings.catch_warnings():
+            # peft counts backward passes with a hook that remarks on inputs without gradients, such as embeddings
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            preprocess_loraga(model, config, gradients)
         for name, module in get_target_modules(model, config):
             if not hasattr(module, "_peft_loraga_grad"):  # peft would start it at random without a word
                 raise RunError(f"lora_ga: no gradient reaches {name}.")

@@ -1,0 +1,321 @@
+"""The calibration ladder: chosen methods on pairs from a known answer to none at all (METHODS 4.3; no torch).
+
+Every method runs on every pair with its controls, as an ordinary run; a run that is there already, done and of the same
+models and data, is not repeated, and a broken one goes on. What is read off: the share of the teacher's never-shown
+knowledge that arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+from scipy.stats import spearmanr
+
+from paraknow import checkpoints, files, resources
+from paraknow import config as configs
+from paraknow.config import RunConfig
+from paraknow.demo.rungs import RUNGS
+from paraknow.errors import InputError
+from paraknow.runs import store
+from paraknow.runs.store import Run
+
+FILE = "calibration.json"  # in the runs folder: the last one
+NEAR_ZERO = 0.05  # a control whose interval reaches down to this much moved nothing worth the name
+ENOUGH = 0.95  # what the known answer must score
+PREDICTORS = ("cka", "r2", "fit_turned", "fit_same")
+# As the demo: 675 examples give few steps an epoch, so that the paper's three epochs would teach nothing.
+TUNE = {"epochs": 20, "learning_rate": 1e-3, "max_length": 64}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the ladder: a method with its controls on one pair."""
+
+    world: str
+    rung: str
+    method: str
+    config: RunConfig
+
+
+@dataclass
+class Calibration:
+    """rows: one per world, rung and model; pooled: one per rung and model, over worlds; words: the verdicts.
+
+    `predictors`: Spearman correlation, over pairs, of what a method moved with how alike the two models are.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pooled: list[dict[str, Any]] = field(default_factory=list)
+    predictors: list[dict[str, Any]] = field(default_factory=list)
+    passed: bool | None = None
+    words: list[str] = field(default_factory=list)
+
+
+def choice(text: str) -> dict[str, Any]:
+    """A method from the command line: `name` or `name:setting=value,setting=value` (values are YAML).
+
+    A method with settings is called by them too: transport:mode=widen,neurons=64 is transport-widen-64.
+    Raises InputError where a setting has no value.
+    """
+    import yaml
+
+    name, _, rest = text.partition(":")
+    values: dict[str, Any] = {"name": name}
+    for entry in filter(None, rest.split(",")):
+        key, separator, value = entry.partition("=")
+        if not separator:
+            raise InputError(f"--method {text!r}: expected name:setting=value, such as transport:maps=ridge.")
+        values[key.strip()] = yaml.safe_load(value)
+    if rest and "label" not in values:
+        values["label"] = "-".join([name, *(str(v).lower() for k, v in values.items() if k != "name")])[:40]
+    return values
+
+
+def plan(
+    folders: Sequence[Path],
+    rungs: Sequence[str],
+    methods: Sequence[str],
+    beside: Sequence[str] = (),
+    seed: int = 0,
+    evaluate: dict[str, Any] | None = None,
+) -> list[Job]:
+    """The runs of a calibration. `folders` hold models/ and suites/ as `paraknow demo build` writes them.
+
+    `beside` are further methods that run beside the first one, without controls of their own. On the clone rung the
+    known answer is measured too. Raises InputError: a rung that is none or is not built, a method that is none.
+    """
+    jobs = []
+    for folder in folders:
+        for rung in rungs:
+            if rung not in RUNGS:
+                raise InputError(f"--rung {rung!r}: choose one of {', '.join(RUNGS)}.")
+            pair = {"teacher": _spec(folder, RUNGS[rung].teacher), "student": _spec(folder, RUNGS[rung].student)}
+            own = folder.resolve() == resources.assets().resolve()
+            chosen = [choice(m) for m in (["oracle", *methods] if rung == "clone" else methods)]
+            for number, values in enumerate(chosen):
+                first = values["name"] == chosen[-len(methods)]["name"] and number == len(chosen) - len(methods)
+                oracle = values["name"] == "oracle"
+                others = [choice(b) for b in beside] if first else []
+                config = {
+                    "name": f"Ladder: {values.get('label', values['name'])} on {rung} ({folder.name})",
+                    "pair": pair,
+                    "task": "demo:people" if own else str(folder / "suites" / "people"),
+                    "method": values,
+                    "baselines": [b for b in others if _possible(b, pair)],
+                    "controls": ["zero", "noise"] if oracle else ["zero", "noise", "shuffled_teacher"],
+                    "locate": {"neurons": "none", "max_length": 64},
+                    # how alike the pair is, once a pair
+                    "similarity": {"parts": ["cka", "stitching"] if first else [], "split": "align", "max_length": 64},
+                    "tune": TUNE,
+                    "evaluate": {"batch_size": 256, **(evaluate or {})},
+                    "seed": seed,
+                }
+                jobs.append(
+                    Job(folder.name, rung, values.get("label", values["name"]), configs.parse(config, "calibrate"))
+                )
+    return jobs
+
+
+def _spec(folder: Path, name: str) -> str:
+    if folder.resolve() == resources.assets().resolve() and name in resources.DEMO_MODELS:
+        return f"demo:{name}"
+    path = folder / "models" / name
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{path} is not built: run `paraknow demo build --ladder --out {folder}` (with --study for pairs between "
+            "sibling and stranger)."
+        )
+    return str(path)
+
+
+def _possible(values: dict[str, Any], pair: dict[str, str]) -> bool:
+    """The identity maps no space to another size: that one is left out where it cannot be."""
+    sides = {checkpoints.find(spec).architecture.hidden for spec in pair.values()}
+    return values.get("maps") != "identity" or len(sides) == 1
+
+
+def existing(config: RunConfig) -> Run | None:
+    """The newest run of exactly this config on models and data that have not changed since, whatever its state."""
+    wanted = configs.dump(config)
+    for run in store.all_runs():
+        file = run.path("config.yaml")
+        if run.recorded or not file.is_file() or file.read_text(encoding="utf-8") != wanted:
+            continue
+        facts = run.path("environment.json")
+        if not facts.is_file():
+            return run
+        known = files.read_json(facts)["models"]
+        specs = {"teacher": config.pair.teacher, "student": config.pair.student}
+        if all(known[n]["sha256"] == checkpoints.weights_hash(checkpoints.find(s)) for n, s in specs.items()):
+            return run
+    return None
+
+
+def carry_out(jobs: Sequence[Job], execute: Callable[[Run], None], note: Callable[[str], None]) -> list[Run]:
+    """Every job's run: the one that is there, gone on with, or a new one; `execute(run)` carries it out.
+
+    All configs are checked first. Raises InputError or ResourceError before anything is written.
+    """
+    from paraknow.checks import check
+
+    for job in jobs:
+        check(job.config)
+    runs = []
+    for number, job in enumerate(jobs):
+        run = existing(job.config)
+        if run is None or run.status().get("state") != "done":
+            run = run or store.create(job.config, state="running")
+            note(f"{number + 1} of {len(jobs)}: {job.config.name} (run {run.id})")
+            execute(run)
+        runs.append(run)
+    return runs
+
+
+def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
+    """What the runs came to. Models that several runs of a pair share (teacher, student, zero) are taken once."""
+    found = Calibration()
+    seen: set[tuple[str, str, str]] = set()
+    likeness: dict[tuple[str, str], dict[str, float]] = {}
+    for job, run in zip(jobs, runs, strict=True):
+        likeness.setdefault((job.world, job.rung), {}).update(_likeness(run, job.config))
+        rows = files.read_json(run.path("evaluate", "deltas.json"))["rows"]
+        known = {r["model"]: r["accuracy"] for r in rows if r["group"] == "known"}
+        for row in rows:
+            key = (job.world, job.rung, row["model"])
+            if row["group"] == "never_shown" and key not in seen:
+                seen.add(key)
+                kept = ("model", "n", "accuracy", "ci", "delta", "delta_ci", "bits", "share", "share_ci", "claim")
+                about = {"world": job.world, "rung": job.rung, "known": known.get(row["model"]), "run": run.id}
+                found.rows.append({**about, **{k: row[k] for k in kept}, "missing": row["share_missing"]})
+    for row in found.rows:
+        row.update(dict.fromkeys(PREDICTORS), **likeness[(row["world"], row["rung"])])
+    found.pooled = pool(found.rows)
+    methods = list(dict.fromkeys(job.method for job in jobs))
+    found.predictors = predictors(found.rows, [m for m in methods if m != "oracle"])
+    found.passed, found.words = verdict(found.pooled, methods, [job.rung for job in jobs])
+    return found
+
+
+def _likeness(run: Run, config: RunConfig) -> dict[str, float]:
+    """How alike the pair is: mean CKA and R² of the layers that feed each other, and what carrying maps explain of the
+    student's streams: a fitted rotation (fit_turned), and none (fit_same, where both have one width)."""
+    made: dict[str, float] = {}
+    stitching, cka = run.path("similarity", "stitching.parquet"), run.path("similarity", "cka.parquet")
+    if stitching.is_file() and cka.is_file():
+        r2, alike = pd.read_parquet(stitching), pd.read_parquet(cka)
+        pairs = r2[r2.paired]
+        made["r2"] = float(pairs.r2.mean())
+        own = alike[(alike.module == "residual") & (alike.task == alike.task.iloc[0])]
+        both = own.merge(pairs[["teacher_layer", "student_layer"]], on=["teacher_layer", "student_layer"])
+        made["cka"] = float(both.cka.mean())
+    for entry in (config.method, *config.baselines):
+        table = run.path("align", entry.title, f"{config.seed}.parquet")
+        if entry.name == "transport" and table.is_file():
+            values = entry.settings()
+            name = {"procrustes": "fit_turned", "identity": "fit_same"}.get(values.get("maps", "procrustes"))
+            if name:
+                made[name] = float(pd.read_parquet(table).fit_out.mean())
+    return {name: value for name, value in made.items() if np.isfinite(value)}
+
+
+def pool(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per rung and model. With several worlds, each of them is one observation: Student's interval over their
+    shares; with one, that run's own interval (over items)."""
+    made = []
+    frame = pd.DataFrame(rows)
+    for (rung, model), part in frame.groupby(["rung", "model"], sort=False):
+        shares = part.share.dropna().to_numpy(dtype=float)
+        value, interval = (float(shares.mean()) if len(shares) else None), None
+        if len(part) == 1:
+            interval = part.share_ci.iloc[0]
+        elif len(shares) > 1:
+            half = stdtrit(len(shares) - 1, 0.975) * shares.std(ddof=1) / np.sqrt(len(shares))
+            interval = [float(shares.mean() - half), float(shares.mean() + half)]
+        made.append(
+            {
+                "rung": rung,
+                "model": model,
+                "worlds": len(part),
+                "measured": len(shares),
+                "share": value,
+                "share_ci": None if interval is None else [float(x) for x in interval],
+                "accuracy": float(part.accuracy.mean()),
+                "known": float(part.known.mean()),
+                "above_controls": int(part.claim.eq(True).sum()),
+            }
+        )
+    order = {rung: k for k, rung in enumerate(RUNGS)}
+    return sorted(made, key=lambda r: order[r["rung"]])
+
+
+def predictors(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Spearman correlation of each method's share with each measure of likeness, over pairs (n of them)."""
+    frame, made = pd.DataFrame(rows), []
+    for method in methods:
+        for name in PREDICTORS:
+            both = frame[frame.model == method][["share", name]].astype(float).dropna()
+            spread = len(both) > 3 and both.nunique().min() > 1
+            rho = float(spearmanr(both.share, both[name]).statistic) if spread else None
+            made.append({"method": method, "predictor": name, "correlation": rho, "n": len(both)})
+    return made
+
+
+def verdict(
+    pooled: Sequence[dict[str, Any]], methods: Sequence[str], rungs: Sequence[str]
+) -> tuple[bool | None, list[str]]:
+    """Whether the instrument can be believed (None where the clone rung was not run), and each method in words."""
+    at = {(r["rung"], r["model"]): r for r in pooled}
+    words, passed = [], None
+
+    def nothing(row: dict[str, Any]) -> bool:
+        return row["share_ci"] is not None and row["share_ci"][0] <= NEAR_ZERO
+
+    if oracle := at.get(("clone", "oracle")):
+        idle = [r for r in pooled if r["model"] == "zero" or r["model"].endswith("+shuffled_teacher")]
+        measured = [r for r in idle if r["share"] is not None]
+        loud = [r for r in measured if not nothing(r)]
+        passed = oracle["share"] is not None and oracle["share"] >= ENOUGH and not loud and bool(measured)
+        words.append(
+            f"Instrument: the known answer on the clone pair scores {share_words(oracle)}; "
+            + (
+                f"but {loud[0]['model']} on {loud[0]['rung']} scores {share_words(loud[0])}: it FAILED its check."
+                if loud
+                else "nothing moved and shuffled teachers score about 0: it can be believed."
+                if passed
+                else "it FAILED its check."
+            )
+        )
+    for method in (m for m in methods if m != "oracle"):
+        parts = []
+        for rung in dict.fromkeys(rungs):
+            row = at.get((rung, method))
+            if row is None or row["share"] is None or row["share_ci"] is None:
+                parts.append(f"on {rung} it could not be measured")
+                continue
+            controls = [r for r in pooled if r["rung"] == rung and r["model"].startswith(f"{method}+")]
+            best = max((r["share"] for r in controls if r["share"] is not None), default=0.0)
+            crossed = row["share_ci"][0] > max(0.0, best)
+            said = "crossed" if crossed else "nothing crossed that a control does not bring"
+            parts.append(f"on {rung} {share_words(row)}, {said}")
+        words.append(f"{method}: " + "; ".join(parts) + ".")
+    return passed, words
+
+
+def share_words(row: dict[str, Any]) -> str:
+    """A share with its interval, or that it is missing."""
+    if row["share"] is None:
+        return "no share that can be measured"
+    if row["share_ci"] is None:
+        return f"{row['share']:.2f}"
+    return f"{row['share']:.2f} ({row['share_ci'][0]:.2f} to {row['share_ci'][1]:.2f})"
+
+
+def save(found: Calibration, path: Path, command: str) -> None:
+    """Keep a calibration as one JSON file, for pages and for docs."""
+    files.write_json(path, {"command": command, **vars(found)})

@@ -1,0 +1,74 @@
+"""What one run found and another would find again: locating and comparing, taken over between points of a sweep.
+
+Locating depends on the pair, its number type and device, the task, the seed and the settings `locate` and `similarity`
+(layers may be matched by it); comparing depends on the examined method's rank besides. Files are copied, so that
+deleting a run harms no other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from paraknow import methods
+from paraknow.checks import Checked
+from paraknow.config import RunConfig
+from paraknow.runs.store import Run
+
+SETTINGS = ("pair", "dtype", "device", "task", "seed", "locate", "similarity")
+
+
+def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list[str]] | None:
+    """Give a run that has not located yet what an earlier one with the same settings found.
+
+    `earlier` runs must be on the models and data of today. Returns the run it came from and the stages that are now
+    finished, or None where nothing fits.
+    """
+    if "locate" in run.status().get("stages", []):
+        return None
+    config, rank = about.config, _rank(about.candidates[0].settings)
+    found: tuple[Run, list[str]] | None = None
+    for donor in earlier:
+        own, stages = donor.config(), donor.status().get("stages", [])
+        if "locate" not in stages or any(getattr(own, s) != getattr(config, s) for s in SETTINGS):
+            continue
+        both = "similarity" in stages and _rank(methods.candidates(own)[0].settings) == rank
+        if both or found is None:
+            found = donor, ["locate", "similarity"] if both else ["locate"]
+        if both:
+            break
+    if found:
+        _copy(found[0], run, found[1], config)
+    return found
+
+
+def _rank(settings: Any) -> int:
+    return getattr(settings, "rank", 16)  # as the similarity stage takes it
+
+
+def _copy(donor: Run, run: Run, stages: list[str], config: RunConfig) -> None:
+    shutil.copytree(donor.path("locate"), run.path("locate"), dirs_exist_ok=True)
+    shutil.rmtree(run.path("similarity"), ignore_errors=True)
+    if "similarity" in stages and donor.path("similarity").is_dir():
+        shutil.copytree(donor.path("similarity"), run.path("similarity"))
+    elif config.locate.layers == "matched":  # locating has stitched
+        run.path("similarity").mkdir(exist_ok=True)
+        shutil.copy2(donor.path("similarity", "stitching.parquet"), run.path("similarity"))
+    # With it the load stage refuses to go on where models or data are others after all.
+    shutil.copy2(donor.path("environment.json"), run.path("environment.json"))
+    for warning in _warnings(donor, stages[-1]):
+        run.event(warning=warning)
+    run.event(reused=donor.id, stages=stages)
+    run.update(stages=["load", *stages])
+
+
+def _warnings(donor: Run, last: str) -> list[str]:
+    """What the donor was warned of until it finished the stage `last`."""
+    found = []
+    for event in donor.events():
+        if "warning" in event:
+            found.append(event["warning"])
+        if event.get("stage") == last and "seconds" in event or last in event.get("stages", []):
+            break
+    return found

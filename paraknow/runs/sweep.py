@@ -1,0 +1,426 @@
+"""Sweeps: one config at several settings, each point an ordinary run (no torch before a point is carried out).
+
+A sweep file holds `base` (a config, its path, or recipe:NAME) and the points: `grid` (dotted setting → values, all
+combinations), `list` (one mapping of dotted settings per point), or both, one after the other. The sweep's folder,
+runs/sweeps/<name>/, keeps which run belongs to which point, so that a second call goes on: finished points stay, broken
+ones are resumed, and a point whose config, models or data have changed is run anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError
+
+from paraknow import config as configs
+from paraknow import data, files
+from paraknow.checkpoints import weights_hash
+from paraknow.checks import Checked, check
+from paraknow.config import Part, RunConfig
+from paraknow.errors import Cancelled, InputError, ParaKnowError
+from paraknow.runs import reuse, store
+from paraknow.runs.compare import flatten
+from paraknow.runs.store import Run
+
+FOLDER, FILE, LOCK = "sweeps", "sweep.json", ".lock"
+MOST = 1000  # points; more is a slip in a grid
+# What decides which examples are read. Rows of one table must differ in a setting and in nothing else.
+SAME = ("task", "seed", "seeds", "evaluate.suites", "evaluate.limit")
+KEPT = tuple("suite group model n accuracy ci delta delta_ci bits share share_ci claim".split())
+
+Execute = Callable[[Run, dict[str, Any]], None]
+
+
+class SweepFile(Part):
+    """What a sweep file may hold."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$", description="The file's by default.")
+    base: str | dict[str, Any] = Field(description="A config, the path of one (from the sweep file), or recipe:NAME.")
+    grid: dict[str, list[Any]] = Field({}, description="Dotted setting → values; all combinations are points.")
+    points: list[dict[str, Any]] = Field([], alias="list", description="Points of their own: dotted setting → value.")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: what it sets, and the whole config; `number` counts from 1."""
+
+    number: int
+    settings: dict[str, Any]
+    config: RunConfig
+
+    @property
+    def words(self) -> str:
+        return ", ".join(f"{k}={_word(v)}" for k, v in self.settings.items())
+
+    @property
+    def digest(self) -> str:
+        """The same for two configs that differ in their title alone."""
+        text = configs.dump(self.config.model_copy(update={"name": ""}))
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as it was read. `source`: the file, None where values were given."""
+
+    name: str
+    base: dict[str, Any]
+    points: tuple[Point, ...]
+    source: Path | None = None
+
+
+def _word(value: Any) -> str:
+    return str(value) if not isinstance(value, dict | list) else yaml.safe_dump(value, default_flow_style=True).strip()
+
+
+# -- reading -------------------------------------------------------------------------------------------
+
+
+def read(source: Path | str | dict[str, Any]) -> Plan:
+    """A sweep from a file or from the same values in a dict (which then need a name).
+
+    Raises InputError, one sentence: what cannot be read, an unknown key, a point that is no config, that is there
+    twice, or that reads other data than the rest.
+    """
+    path = None if isinstance(source, dict) else Path(source)
+    values = source if path is None else _yaml(path)
+    where = str(path or "sweep")
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected a mapping with base and grid or list.")
+    try:
+        file = SweepFile.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {configs.explain(error, SweepFile)}") from None
+    name = file.name or (re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:60] if path else "")
+    if not name:
+        raise InputError(f"{where}: name is missing; give one of letters, digits, '.', '_' and '-'.")
+    base = _base(file.base, path, where)
+    points = tuple(
+        Point(number, settings, _config(base, settings, name, f"{where}, point {number}"))
+        for number, settings in enumerate(_settings(file, where), 1)
+    )
+    _refuse_odd(points, where)
+    return Plan(name, base, points, path.resolve() if path else None)
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from None
+
+
+def _base(base: str | dict[str, Any], path: Path | None, where: str) -> dict[str, Any]:
+    if isinstance(base, dict):
+        return base
+    if base.startswith("recipe:"):
+        from paraknow import recipes
+
+        return recipes.find(base.removeprefix("recipe:")).config
+    values = _yaml((path.parent if path else Path()) / Path(base).expanduser())
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: base {base!r} holds no settings.")
+    return values
+
+
+def _settings(file: SweepFile, where: str) -> list[dict[str, Any]]:
+    if empty := [key for key, values in file.grid.items() if not values]:
+        raise InputError(f"{where}: grid.{empty[0]} lists no values.")
+    count = len(file.points)
+    if file.grid:
+        size = 1
+        for values in file.grid.values():
+            size *= len(values)
+        count += size
+    if not count or not all(file.points):
+        raise InputError(f"{where}: grid or list must name at least one setting of every point.")
+    if count > MOST:
+        raise InputError(f"{where}: {count} points are more than {MOST}; give fewer values, or several sweeps.")
+    made = [dict(zip(file.grid, values, strict=True)) for values in itertools.product(*file.grid.values())]
+    return [*(made if file.grid else []), *file.points]
+
+
+def _config(base: dict[str, Any], settings: dict[str, Any], name: str, where: str) -> RunConfig:
+    values = copy.deepcopy(base)
+    for dotted, value in settings.items():
+        *keys, last = str(dotted).split(".")
+        inner = values
+        for key in keys:
+            if isinstance(inner.get(key), str) and key == "method":  # `method: seeking` is short for its name
+                inner[key] = {"name": inner[key]}
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{where}: {dotted!r}: {key} holds no settings.")
+        inner[last] = value
+    if "name" in settings:
+        raise InputError(f"{where}: 'name' is a run's title, which the sweep gives; leave it out.")
+    words = ", ".join(f"{k}={_word(v)}" for k, v in settings.items())
+    return configs.parse({**values, "name": f"{name}: {words}"[:200]}, where)
+
+
+def _refuse_odd(points: Sequence[Point], where: str) -> None:
+    seen: dict[str, int] = {}
+    first = flatten(points[0].config.model_dump(mode="json"))
+    for point in points:
+        own = flatten(point.config.model_dump(mode="json"))
+        for field in SAME:
+            if own[field] != first[field]:
+                raise InputError(
+                    f"{where}, point {point.number}: {field} is {_word(own[field])} and {_word(first[field])} in point "
+                    "1; every point reads the same data with the same seeds, so set it in base (or make two sweeps)."
+                )
+        if other := seen.get(point.digest):
+            raise InputError(f"{where}: points {other} and {point.number} are the same ({point.words}).")
+        seen[point.digest] = point.number
+
+
+# -- carrying out ----------------------------------------------------------------------------------------
+
+
+def run(
+    source: Path | str | dict[str, Any],
+    root: Path | None = None,
+    execute: Execute | None = None,
+    note: Callable[[str], None] = lambda text: None,
+    resume: bool = False,
+) -> Path:
+    """Carry out every point that is not done, in the foreground, and return the sweep's folder (see `table`).
+
+    `execute(run, warm)` carries out one run; `warm` keeps models between runs of one pair. With `resume` the sweep
+    must have been begun, and `source` may be its name. A point that fails is kept as failed and the sweep goes on.
+
+    Raises InputError or ResourceError before anything is written (all points are checked first), and Cancelled where
+    a point was cancelled; another call goes on from there.
+    """
+    root = root or store.runs_folder()
+    plan = read(_begun(source, root) if resume else source)
+    checked = [_check(point) for point in plan.points]
+    folder = root / FOLDER / plan.name
+    before = _state(folder)
+    if resume and not before:
+        raise InputError(f"--resume: no sweep named {plan.name!r} was begun in {root}.")
+    _refuse_other(plan, before)
+    with _held(folder):
+        state = {
+            "name": plan.name,
+            "source": str(plan.source) if plan.source and plan.source.parent != folder else before.get("source"),
+            "created": before.get("created", time.time()),
+            "points": _noted(plan.points, checked),
+            "runs": before.get("runs", {}),  # of earlier points too: one that comes back finds its run
+        }
+        files.write_json(folder / FILE, state)
+        whole = {"name": plan.name, "base": plan.base, "list": [p.settings for p in plan.points]}
+        files.write_text(folder / "sweep.yaml", yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+        try:
+            _carry_out(plan, checked, root, state, execute or _quietly, note)
+        finally:
+            files.write_table(folder / "table.parquet", table(folder))
+    return folder
+
+
+def _quietly(run: Run, warm: dict[str, Any]) -> None:
+    from paraknow.runs.worker import execute, quiet
+
+    quiet()
+    execute(run, warm=warm)
+
+
+def _begun(source: Path | str | dict[str, Any], root: Path) -> Path | str | dict[str, Any]:
+    """The stored file of a sweep that was given by its name."""
+    if isinstance(source, dict) or Path(source).is_file():
+        return source
+    stored = root / FOLDER / str(source) / "sweep.yaml"
+    if not stored.is_file():
+        raise InputError(f"--resume {str(source)!r}: no such file, and no sweep of that name was begun in {root}.")
+    return stored
+
+
+def _check(point: Point) -> Checked:
+    try:
+        return check(point.config)
+    except ParaKnowError as error:
+        raise type(error)(f"point {point.number} ({point.words}): {error}") from None
+
+
+def _refuse_other(plan: Plan, before: dict[str, Any]) -> None:
+    """Two files of one name would take each other's place."""
+    other = before.get("source")
+    if not other or plan.source is None or other == str(plan.source) or not Path(other).is_file():
+        return
+    if plan.source.name == "sweep.yaml" and plan.source.parent.parent.name == FOLDER:
+        return  # its own stored copy
+    if [p["digest"] for p in before.get("points", [])] != [p.digest for p in plan.points]:
+        raise InputError(f"a sweep named {plan.name!r} was begun from {other}; give this one a name: of its own.")
+
+
+def _noted(points: Sequence[Point], checked: Sequence[Checked]) -> list[dict[str, Any]]:
+    """What sweep.json says of every point; `columns` are the varied settings with the values they really have."""
+    names = list(dict.fromkeys(name for point in points for name in flatten(point.settings)))
+    noted = []
+    for point, about in zip(points, checked, strict=True):
+        whole = point.config.model_dump(mode="json")
+        examined = about.candidates[0].settings.model_dump(mode="json")
+        found = flatten({**whole, "method": {**examined, **whole["method"]}})
+        columns = {name: found.get(name, _at(whole, name)) for name in names}
+        noted.append({"digest": point.digest, "settings": point.settings, "columns": columns})
+    return noted
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _carry_out(
+    plan: Plan,
+    checked: Sequence[Checked],
+    root: Path,
+    state: dict[str, Any],
+    execute: Execute,
+    note: Callable[[str], None],
+) -> None:
+    warm: dict[str, Any] = {}
+    ready: list[Run] = []  # runs of this sweep on these models and data
+    for point, about in zip(plan.points, checked, strict=True):
+        run = _run_of(state, point, about, root)
+        if run is None:
+            run = store.create(point.config, root, state="running")
+            state["runs"][point.digest] = run.id
+            files.write_json(root / FOLDER / plan.name / FILE, state)
+        if not _done(run):
+            shared = reuse.located(run, about, ready)
+            from_ = f", {' and '.join(shared[1])} from {shared[0].id}" if shared else ""
+            note(f"point {point.number} of {len(plan.points)}: {point.words} (run {run.id}{from_})")
+            try:
+                execute(run, warm)
+            except Cancelled:
+                raise
+            except ParaKnowError as error:
+                warm.clear()
+                note(f"point {point.number} failed: {error}")
+        ready.append(run)
+
+
+def _done(run: Run) -> bool:
+    status = run.status()
+    return status.get("state") == "done" and "evaluate" in status.get("stages", [])
+
+
+def _run_of(state: dict[str, Any], point: Point, about: Checked, root: Path) -> Run | None:
+    """The run this point has had, unless it was deleted or its models or data have changed since."""
+    run = Run(root / state["runs"].get(point.digest, " "))
+    if not run.path("config.yaml").is_file():
+        return None
+    try:
+        facts = files.read_json(run.path("environment.json"))
+    except (OSError, ValueError):
+        return run  # nothing was computed yet
+    config = point.config
+    for name, checkpoint in (("teacher", about.teacher), ("student", about.student)):
+        if facts["models"][name]["sha256"] != weights_hash(checkpoint):
+            return None
+    names = dict.fromkeys((*config.task, *config.suites))
+    return run if facts["data"] == {name: data.load_task(name, config.seed).hash for name in names} else None
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=1):
+            yield
+    except Timeout:
+        raise InputError(f"sweep {folder.name} is being carried out by another process.") from None
+
+
+# -- results ---------------------------------------------------------------------------------------------
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(folder / FILE)
+    except (OSError, ValueError):
+        return {}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """One row per point, suite, group and model: point, the varied settings, run, state, error and what deltas.json
+    says; a point without results has one row. State `waiting`: not begun; `deleted`: its run is gone."""
+    state, made = _state(folder), []
+    for number, point in enumerate(state.get("points", []), 1):
+        run_id = state.get("runs", {}).get(point["digest"])
+        run = Run(folder.parent.parent / run_id) if run_id else None
+        status = run.status() if run and run.folder.is_dir() else {"state": "deleted" if run else "waiting"}
+        found: list[dict[str, Any]] = [{}]
+        if run and status["state"] == "done" and run.path("evaluate", "deltas.json").is_file():
+            found = files.read_json(run.path("evaluate", "deltas.json"))["rows"]
+        about = {"run": run_id, "state": status["state"], "error": status.get("error")}
+        made += [{"point": number, **point["columns"], **about, **{k: row.get(k) for k in KEPT}} for row in found]
+    return made
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """`rows` as a frame. Settings that are lists, or of different types, are shown as text."""
+    frame = pd.DataFrame(rows(Path(folder)))
+    settings = [c for c in frame.columns if c not in ("point", "run", "state", "error", *KEPT)]
+    for name in settings:
+        kinds = {type(v) for v in frame[name] if v is not None}
+        if len(kinds - {int, float}) > 1 or kinds & {list, dict} or (kinds & {int, float} and kinds - {int, float}):
+            frame[name] = [None if v is None else _word(v) for v in frame[name]]
+    return frame
+
+
+def unfinished(folder: Path) -> list[int]:
+    """Numbers of the points that are not done."""
+    return sorted({row["point"] for row in rows(folder) if row["state"] != "done"})
+
+
+def all_sweeps(root: Path | None = None) -> list[dict[str, Any]]:
+    """Every sweep, newest first: name, folder, created, running, settings (what it varies), points, states (how many
+    points are in each) and runs (of its points). A damaged one has `error`."""
+    made = []
+    for file in ((root or store.runs_folder()) / FOLDER).glob(f"*/{FILE}"):
+        folder = file.parent
+        state = _state(folder)
+        if not state.get("points"):
+            made.append({"name": folder.name, "folder": str(folder), "created": 0.0, "error": f"{FILE} is damaged."})
+            continue
+        points = {row["point"]: row for row in rows(folder)}
+        made.append(
+            {
+                "name": state["name"],
+                "folder": str(folder),
+                "created": state["created"],
+                "running": _locked(folder),
+                "settings": list(state["points"][0]["columns"]),
+                "points": len(points),
+                "states": dict(Counter(row["state"] for row in points.values())),
+                "runs": [row["run"] for row in points.values()],
+                "error": None,
+            }
+        )
+    return sorted(made, key=lambda s: s["created"], reverse=True)
+
+
+def _locked(folder: Path) -> bool:
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
