@@ -60,7 +60,7 @@ def _check_examples(task: data.Task, config: RunConfig) -> None:
 
 
 def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunConfig) -> None:
-    for candidate in candidates:
+    for candidate in (c for c in candidates if not c.control_of):
         rank = getattr(candidate.settings, "rank", 0)
         for module in config.locate.selected():
             shape = student.architecture.shape(module)

@@ -46,8 +46,8 @@ def settings_of(choice: MethodChoice, field: str, inherited: dict | None = None)
     """The typed settings of a chosen method. Raises InputError naming the field."""
     method = get(choice.name)
     given = choice.settings()
-    # Equal budgets: what the examined method sets (its rank) holds for the others, where they know it.
-    shared = {k: v for k, v in (inherited or {}).items() if k in method.settings.model_fields}
+    # Equal budgets: the examined method's rank holds for the others. Other settings only share a name.
+    shared = {k: v for k, v in (inherited or {}).items() if k == "rank" and k in method.settings.model_fields}
     try:
         return method.settings.model_validate({**shared, **given})
     except ValidationError as error:

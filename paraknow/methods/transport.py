@@ -9,46 +9,58 @@ is trained.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from paraknow.config import FFN, Part
+from paraknow.checkpoints import same_vocabulary
+from paraknow.config import FFN, MODULES, Part
 from paraknow.errors import InputError
-from paraknow.methods.base import Align, Method, Place, Start
+from paraknow.methods._carry import READS, Matching, known_points, read_streams, rebuilt_so_far
+from paraknow.methods.base import Align, Method, Start
+from paraknow.methods.shuffled_teacher import derangement
 
 if TYPE_CHECKING:
     import torch
 
     from paraknow.checkpoints import Checkpoint
-    from paraknow.models import Loaded
-    from paraknow.similarity.points import Points
-
-READS = ("q", "gate")  # one of the matrices that read the same input stands for all of them
 
 
 class Settings(Part):
     """How neurons are chosen, carried and put in place."""
 
-    mode: Literal["swap", "widen", "replace"] = Field(
+    mode: Literal["swap", "widen", "replace", "regress"] = Field(
         "swap",
         description="swap: the teacher's whole FFN for the student's. widen: the best neurons beside the student's. "
-        "replace: the best neurons in place of those the student uses least. The first two add parameters.",
+        "replace: the best neurons in place of those the student uses least. The first two add parameters. regress: "
+        "no neurons move; the student's own learn, in closed form, to write what the carried FFN would.",
     )
-    neurons: int = Field(64, ge=1, le=1_000_000, description="Neurons a layer that are moved (not for swap).")
+    neurons: int = Field(
+        64, ge=1, le=1_000_000, description="Neurons a layer that are moved; for regress its rank; not for swap."
+    )
     chosen_by: Literal["sensitivity", "attribution", "random"] = Field(
         "sensitivity", description="What makes a teacher neuron worth moving (not for swap)."
     )
-    maps: Literal["procrustes", "ridge", "identity"] = Field(
+    maps: Literal["procrustes", "ridge", "vocabulary", "identity"] = Field(
         "procrustes",
-        description="How the spaces are matched: a scaled rotation, a ridge regression (fits better and shrinks what "
-        "is rare), or not at all (only where both models have one width).",
+        description="How the spaces are matched: a scaled rotation of the streams, a ridge regression (fits better and "
+        "shrinks what is rare), a rotation of the two vocabularies' embeddings, or not at all (models of one width).",
+    )
+    pairing: Literal["located", "kin"] = Field(
+        "located",
+        description="Which teacher layer goes to which student layer: as locating chose, or the pairing in order with "
+        "the largest kinship (attention matrices that are alike once carried by the vocabulary; reads no text).",
     )
     attention: bool = Field(False, description="swap: carry the teacher's attention heads along with its FFN.")
     refit: bool = Field(
         False,
         description="Fit what a layer reads on the student as it is by then, its earlier layers carried already.",
+    )
+    heal: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="swap, widen: steps of tuning on known text afterwards, every matrix of layers.",
     )
     rows: int = Field(8192, ge=64, le=1_000_000, description="Tokens of known text that the maps are fitted on.")
 
@@ -82,6 +94,23 @@ def check(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> None:
                 raise InputError(
                     f"method.neurons: {settings.neurons} is more than the {size} neurons of a layer of the {name}."
                 )
+    if settings.heal and settings.mode not in ("swap", "widen"):
+        raise InputError(
+            "method.heal: only the checkpoints of swap and widen are tuned; set method.mode to one of them."
+        )
+    by_vocabulary = [f for f, v in (("maps", "vocabulary"), ("pairing", "kin")) if getattr(settings, f) == v]
+    if by_vocabulary and not same_vocabulary(teacher, student):
+        field = by_vocabulary[0]
+        raise InputError(
+            f"method.{field}: {getattr(settings, field)} needs one vocabulary, and {teacher.spec} and {student.spec} "
+            "have different ones; "
+            "use procrustes maps and pairing located."
+        )
+    if settings.mode == "regress" and settings.neurons > min(student.architecture.shape("down")):
+        raise InputError(
+            f"method.neurons: a rank of {settings.neurons} is above the shorter side of the student's down matrix "
+            f"{student.architecture.shape('down')}."
+        )
     sides = teacher.architecture.hidden, student.architecture.hidden
     if settings.maps == "identity" and sides[0] != sides[1]:
         raise InputError(
@@ -115,68 +144,69 @@ def _random(align: Align) -> Start:
     return _start(align.other(settings=align.settings.model_copy(update={"chosen_by": "random"})))
 
 
-def _start(align: Align, change: Any = None) -> Start:
+def _shuffled(align: Align) -> Start:
+    """The same layers, none of them at its place."""
+    return _start(align, shuffled=True)
+
+
+def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
     import torch
+
+    from paraknow.similarity.stitching import pair_layers
 
     settings, student, teacher = align.settings, align.student, align.teacher
     made = Start(tuned=False, examples=len(align.known))
+    match = Matching(settings.maps, teacher, student)
     with torch.no_grad():
         points = known_points(align)
         streams = {
             "teacher": read_streams(teacher, points, "teacher"),
             "student": read_streams(student, points, "student"),
         }
-        for layer, source in enumerate(align.pairs):
+        kin = match.kinship() if same_vocabulary(teacher.checkpoint, student.checkpoint) else None
+        pairs = align.pairs
+        if settings.pairing == "kin" and kin is not None:
+            pairs = pair_layers(kin.cpu().numpy())
+        if shuffled:
+            pairs = [pairs[layer] for layer in derangement(len(pairs), align.seed)]
+        for layer, source in enumerate(pairs):
             if settings.refit and layer:
                 now = replace(student, model=rebuilt_so_far(student, made))
                 streams["student"] |= {
                     (k, m): x for (k, m), x in read_streams(now, points, "student").items() if k == layer and m in READS
                 }
-            written = carry(
-                settings.maps, streams["teacher"][(source, "residual")], streams["student"][(layer, "residual")]
-            )
-            read = carry(settings.maps, streams["student"][(layer, "gate")], streams["teacher"][(source, "gate")])
+            inputs = streams["student"][(layer, "gate")], streams["teacher"][(source, "gate")]
+            read = match.reads("gate", (layer, source), *inputs)
+            written = match.writes(streams["teacher"][(source, "residual")], streams["student"][(layer, "residual")])
             chosen = torch.arange(teacher.architecture.ffn)
-            if settings.mode != "swap":
+            if settings.mode in ("widen", "replace"):
                 chosen = choose(align, source, settings.neurons)
             moved = neurons_of(teacher, source, chosen)
             moved = Neurons(moved.gate @ read[0].T, moved.up @ read[0].T, moved.down @ written[0])
             if change is not None:
                 moved = Neurons(*map(change, moved))
-            _place(made, align, layer, moved, streams["student"][(layer, "down")])
+            if settings.mode == "regress":
+                _regress(made, align, layer, moved, inputs[0], streams["student"][(layer, "down")])
+            else:
+                _place(made, align, layer, moved, streams["student"][(layer, "down")])
             if settings.attention:
-                _attention(made, align, (layer, source), streams, written[0], change)
+                inputs = streams["student"][(layer, "q")], streams["teacher"][(source, "q")]
+                heads, _ = match.reads("q", (layer, source), *inputs)
+                _attention(made, align, (layer, source), heads, written[0], change)
             fits = {"fit_in": read[1], "fit_out": written[1], "neurons": len(chosen)}
+            fits["kinship"] = float("nan") if kin is None else float(kin[source, layer])
             made.table.append({"student_layer": layer, "teacher_layer": source, **fits})
             align.progress(layer + 1, student.architecture.layers, "carrying neurons")
+    if settings.heal:
+        _heal(made, align)
     return made
 
 
-def rebuilt_so_far(student: Loaded, made: Start) -> Any:
-    """The student with the layers that are carried already; a copy."""
-    import copy
-
-    import torch
-
-    model = copy.deepcopy(student.model)
-    for (layer, module), new in made.matrices.items():
-        linear = model.get_submodule(student.architecture.path(module, layer))
-        linear.weight = torch.nn.Parameter(new.to(linear.weight), requires_grad=False)
-        if module == "k":
-            attention = model.get_submodule(f"model.layers.{layer}.self_attn")
-            attention.num_key_value_groups = made.matrices[(layer, "q")].shape[0] // new.shape[0]
-    for (layer, module), (b, a) in made.factors.items():
-        linear = model.get_submodule(student.architecture.path(module, layer))
-        linear.weight += (b @ a).to(linear.weight)
-    return model
-
-
 def _attention(
-    made: Start, align: Align, layers: tuple[int, int], streams: dict[str, Any], written: torch.Tensor, change: Any
+    made: Start, align: Align, layers: tuple[int, int], read: torch.Tensor, written: torch.Tensor, change: Any
 ) -> None:
-    """Put the teacher's heads in place of the student's: q, k, v read through their own map, o writes through M."""
+    """Put the teacher's heads in place of the student's: q, k, v read through N, o writes through M."""
     layer, source = layers
-    read, _ = carry(align.settings.maps, streams["student"][(layer, "q")], streams["teacher"][(source, "q")])
     for module in ("q", "k", "v", "o"):
         weight = align.teacher.weight(module, source).double()
         rows = weight.T @ written if module == "o" else weight @ read.T  # one row per direction of a head
@@ -185,40 +215,41 @@ def _attention(
         made.matrices[(layer, module)] = new.to(align.student.model.dtype)
 
 
-def known_points(align: Align) -> list[Points]:
-    """Places of known text that both models read alike, at most `settings.rows` of them (whole examples).
+def _regress(made: Start, align: Align, layer: int, moved: Neurons, x: torch.Tensor, m: torch.Tensor) -> None:
+    """Reduced-rank regression, uncentred, of what the carried FFN adds to the student's own on the student's
+    activations m (rows, f): ΔW = V_r·(C·V_r)ᵀ with C the ridge solution and V_r the first directions of m·C."""
+    import torch
 
-    Raises InputError where there is no such text.
-    """
-    from paraknow.similarity import points
+    x, m = x.double(), m.double()
+    wanted = (torch.nn.functional.silu(x @ moved.gate.T) * (x @ moved.up.T)) @ moved.down
+    target = wanted - m @ align.student.weight("down", layer).double().T
+    gram = m.T @ m
+    strength = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solution = torch.linalg.solve(gram + strength, m.T @ target)
+    directions = torch.linalg.svd(m @ solution, full_matrices=False).Vh[: align.settings.neurons].T
+    made.factors[(layer, "down")] = (directions.float(), (solution @ directions).T.float().contiguous())
 
-    if not align.known:
-        raise InputError("transport needs text that both models know: give the task an align split.")
-    pair = align.teacher, align.student
-    contexts = [min(align.tune.max_length, m.architecture.context) for m in pair]
-    found = points.aligned(
-        align.known, pair[0].tokenizer, pair[1].tokenizer, (contexts[0], contexts[1]), 4096, whole=True, seed=align.seed
+
+def _heal(made: Start, align: Align) -> None:
+    """Tune every matrix of the layers of the new checkpoint on known text, by the run's own schedule."""
+    from paraknow import results, tune
+    from paraknow.progress import part
+
+    student = align.student
+    items = align.encode(align.known, student)
+    settings = align.tune.model_copy(
+        update={"epochs": max(1, round(align.settings.heal * align.tune.batch_size / max(1, len(items))))}
     )
-    rows = accumulate(len(point.offsets) for point in found)
-    return [point for point, total in zip(found, rows, strict=True) if total <= align.settings.rows] or found[:1]
-
-
-def read_streams(loaded: Loaded, points: list[Points], side: str) -> dict[Place, torch.Tensor]:
-    """What attention ("q"), FFN ("gate") and its second half ("down") of every layer read, and what layers put out
-    ("residual"), at the points: (rows, ·) each."""
-    from paraknow.similarity import activations
-
-    texts, at = [getattr(p, f"{side}_ids") for p in points], [getattr(p, f"{side}_at") for p in points]
-    found = activations.rows_of(loaded, texts, at, (*READS, "down"), inputs=True)
-    return found | activations.rows_of(loaded, texts, at, ("residual",))
-
-
-def carry(name: str, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The map from X to Y in float64, and the share of Y that it explains."""
-    from paraknow.similarity import maps
-
-    a = maps.MAPS[name](x, y)
-    return a, maps.fit(x, y, a)
+    model = results.rebuilt(student, made.matrices)
+    places = [(layer, module) for layer in range(student.architecture.layers) for module in MODULES]
+    moving = {p: model.get_submodule(student.architecture.path(p[1], p[0])).weight for p in places}
+    for weight in moving.values():
+        weight.requires_grad_(True)
+    pad = student.tokenizer.pad_token_id or 0
+    steps = tune.steps_of(len(items), settings)
+    tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, "healing"))
+    made.matrices = {place: weight.detach() for place, weight in moving.items()}
+    made.losses, made.steps, made.trainable = tuned.losses, len(tuned.losses), tuned.trainable
 
 
 def choose(align: Align, layer: int, count: int) -> torch.Tensor:
@@ -282,5 +313,5 @@ METHOD = Method(
     settings=Settings,
     locates=True,
     check=check,
-    variants={"noise": _noise, "random_window": _random},
+    variants={"noise": _noise, "random_window": _random, "shuffled_teacher": _shuffled},
 )

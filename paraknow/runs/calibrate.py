@@ -28,7 +28,7 @@ from paraknow.runs.store import Run
 FILE = "calibration.json"  # in the runs folder: the last one
 NEAR_ZERO = 0.05  # a control whose interval reaches down to this much moved nothing worth the name
 ENOUGH = 0.95  # what the known answer must score
-PREDICTORS = ("cka", "r2", "fit_turned", "fit_same")
+PREDICTORS = ("kinship", "cka", "r2", "fit_turned")
 # As the demo: 675 examples give few steps an epoch, so that the paper's three epochs would teach nothing.
 TUNE = {"epochs": 20, "learning_rate": 1e-3, "max_length": 64}
 

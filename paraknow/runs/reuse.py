@@ -69,6 +69,6 @@ def _warnings(donor: Run, last: str) -> list[str]:
     for event in donor.events():
         if "warning" in event:
             found.append(event["warning"])
-        if event.get("stage") == last and "seconds" in event or last in event.get("stages", []):
+        if (event.get("stage") == last and "seconds" in event) or last in event.get("stages", []):
             break
     return found

@@ -199,7 +199,10 @@ def _adapter(
                 tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report)
             facts["start_difference"] = shift
             facts["examples"] = max(facts["examples"], len(items))
-            facts["steps"] += len(tuned.losses)
+            facts["steps"] += tuned.steps
+            if tuned.warning:
+                facts["kept_step"] = tuned.kept_step
+                session.warn(f"tune: {candidate.label}, seed {seed}: {tuned.warning}")
             facts["trainable"] = max(facts["trainable"], tuned.trainable)
             facts["student_flops"] += spent["student_flops"]
             _write_losses(session, candidate, seed, tuned.losses)

@@ -18,9 +18,15 @@ def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Semi-orthogonal where the sides differ. s = tr Σ / ‖X·U·Vᵀ‖²; where d_X ≤ d_Y this is tr Σ / ‖X‖².
     """
-    u, sigma, vt = torch.linalg.svd(x.double().T @ y.double(), full_matrices=False)
-    turn = u @ vt
-    return (sigma.sum() / (x.double() @ turn).square().sum().clamp_min(1e-300)) * turn
+    turned = turn(x, y)
+    sigma = (turned * (x.double().T @ y.double())).sum()  # tr Σ
+    return (sigma / (x.double() @ turned).square().sum().clamp_min(1e-300)) * turned
+
+
+def turn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """U·Vᵀ (d_X, d_Y) of the SVD of Xᵀ·Y: the rotation alone."""
+    u, _, vt = torch.linalg.svd(x.double().T @ y.double(), full_matrices=False)
+    return u @ vt
 
 
 def ridge(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

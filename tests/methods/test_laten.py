@@ -4,60 +4,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from paraknow import config, data, inject, methods, models
-from paraknow.errors import Cancelled, InputError, RunError
-from paraknow.locate import neurons
-from paraknow.locate.blocks import Block
+from paraknow import data, inject, methods, models
+from paraknow.errors import InputError
 from paraknow.methods import _translate as translate
 from paraknow.methods import laten
-from paraknow.methods.base import Align
-from tests.conftest import SMALL
-from tests.reference import laten_literal, neurons_literal
+from tests.methods.conftest import PAIRS
+from tests.reference import laten_literal
 
-PAIRS = [2, 0]  # teacher layers of student layers 0 and 1
-QUICK = {"extract_examples": 2, "align_examples": 3, "std": 0.02, "learning_rate": 1e-3}
 WHERE = ("gate", "up", "v")
 
 
 @pytest.fixture(scope="module")
-def pair(checkpoint):
-    """Grouped queries in both; the teacher has a layer more."""
-    teacher = checkpoint("llama", seed=3, num_hidden_layers=3)
-    student = checkpoint("llama", seed=4, **SMALL | {"num_attention_heads": 4}, num_key_value_heads=2, head_dim=6)
-    return tuple(models.load(str(folder), device="cpu") for folder in (teacher, student))
-
-
-@pytest.fixture(scope="module")
-def task():
-    return data.load_task("demo:people")
-
-
-@pytest.fixture(scope="module")
-def aligned(pair, task):
-    """aligned(locate={…}, …settings) → what LaTen starts from."""
-
-    def make(
-        seed: int = 0, locate: dict | None = None, train=task.train[:40], known=task.align[:12], **changes
-    ) -> Align:
-        teacher, student = pair
-        where, method = config.Locate(**locate or {}), methods.get("laten")
-        blocks = [
-            Block(module, source, layer, "window", student.architecture.shape(module), 0, 0, 0.0)
-            for layer, source in enumerate(PAIRS)
-            for module in where.selected()
-        ]
-        values = method.settings(**QUICK | {"steps": 2} | changes)
-        return Align(teacher, student, blocks, where, seed, values, method, train, known)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def moved(aligned):
+def moved(for_laten):
     """A result that others look at."""
-    align = aligned(gate=True)
+    align = for_laten(gate=True)
     return align, align.method.start(align)
 
 
@@ -69,13 +30,13 @@ def near(found, expected, share=1e-3):
     torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=share * float(expected.abs().max()))
 
 
-# -- the formulas --------------------------------------------------------------------------------------
+# -- the formulas -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gate", [False, True])
-def test_one_step_equals_the_literal_version(aligned, gate):
+def test_one_step_equals_the_literal_version(for_laten, gate):
     """Loss, norm term, gradients, updated hypernetworks, the Δ that is saved and its score, all in float64."""
-    align = aligned(gate=gate, steps=1)
+    align = for_laten(gate=gate, steps=1)
     teacher, student, chosen = align.teacher, align.student, align.settings
     modules = ["v", "o", *["gate"] * gate, "up", "down"]
     examples = laten._examples(align)
@@ -106,7 +67,7 @@ def test_one_step_equals_the_literal_version(aligned, gate):
             near(drawn.second[module].grad, networks[module][1].grad)
 
     updated = {
-        m: tuple(laten_literal.adamw(w.detach(), w.grad, chosen.learning_rate) for w in networks[m]) for m in modules
+        m: tuple(laten_literal.adamw(w.detach(), [w.grad], chosen.learning_rate) for w in networks[m]) for m in modules
     }
     matrices, entries = laten_literal.changes(*about, updated, examples.teacher, examples.student)
     start = align.method.start(align)
@@ -114,10 +75,40 @@ def test_one_step_equals_the_literal_version(aligned, gate):
     for (layer, module), change in dense(start).items():
         near(change, matrices[laten_literal.path(module, layer)], 5e-3)
     row = start.table[1]
-    assert row["cross_entropy"] == pytest.approx(float(loss), rel=1e-5)
-    assert row["loss"] == pytest.approx(float(loss + chosen.penalty * norm), rel=1e-5) == start.losses[0]
+    assert row["cross_entropy"] == pytest.approx(loss.item(), rel=1e-5)
+    assert row["loss"] == pytest.approx((loss + chosen.penalty * norm).item(), rel=1e-5) == start.losses[0]
     literal = laten_literal.cross_entropy(student, matrices, examples.choosing)
     assert row["score"] == pytest.approx(float(literal), rel=1e-5) and float(laten_literal.norm(entries)) > 0
+
+
+def test_the_optimiser_is_latens_adamw():
+    """Three steps at a rate where decay and both averages show."""
+    network = translate.Hypernetwork(["up", "o"], (5, 3), 1.0, 0, "cpu")
+    draw = torch.Generator().manual_seed(1)
+    before = [w.detach().double() for w in network.parameters()]
+    gradients = [[torch.randn(w.shape, generator=draw) for w in before] for _ in range(3)]
+    optimizer = translate.optimiser(network, 0.1)
+    for step in gradients:
+        for weight, gradient in zip(network.parameters(), step, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+    for number, (weight, start) in enumerate(zip(network.parameters(), before, strict=True)):
+        expected = laten_literal.adamw(start, [step[number].double() for step in gradients], 0.1)
+        near(weight.detach(), expected, 1e-5)
+
+
+def test_hypernetworks_start_as_said():
+    """N(0, std), one pair of matrices per module, the same by seed, no bias; ReLU between."""
+    networks = [translate.Hypernetwork(["up", "o"], (64, 48), 1e-5, seed, "cpu") for seed in (0, 0, 1)]
+    first, again, other = ([w.detach() for w in n.parameters()] for n in networks)
+    assert [tuple(w.shape) for w in first] == [(64, 64), (64, 64), (48, 64), (48, 64)]
+    for weight, same, different in zip(first, again, other, strict=True):
+        assert torch.equal(weight, same) and not torch.equal(weight, different) and weight.dtype == torch.float32
+        assert float(weight.std()) == pytest.approx(1e-5, rel=0.05) and abs(float(weight.mean())) < 1e-6
+    x = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(2))
+    found = networks[0]({"up": x})["up"]
+    torch.testing.assert_close(found, (x @ first[0].T).clamp(min=0) @ first[2].T)
+    torch.testing.assert_close(networks[0]({"up": 3 * x})["up"], 3 * found)
 
 
 @given(
@@ -142,9 +133,9 @@ def test_the_best_meet_the_best(scores, shift):
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=8, deadline=None)
-def test_hooks_are_the_adapter(pair, seed):
+def test_hooks_are_the_adapter(laten_pair, seed):
     """Adding Δ by hooks, as exact factors through peft, and to the weights themselves is one thing."""
-    _, student = pair
+    _, student = laten_pair
     draw = torch.Generator().manual_seed(seed)
     counts = {"ffn": 5, "attention": 3, "value": 2}
     picked = {
@@ -186,7 +177,7 @@ def test_rates_rise_over_a_tenth_and_never_waste_a_step():
         assert few[0] == 0.5 and few == sorted(few, reverse=True) and few[-1] > 0
 
 
-# -- the result ----------------------------------------------------------------------------------------
+# -- the result ---------------------------------------------------------------------------------------
 
 
 def test_only_chosen_neurons_change(moved):
@@ -205,8 +196,8 @@ def test_only_chosen_neurons_change(moved):
         assert torch.equal(same[0][0], b) and torch.equal(same[1][1], b.T)  # the same neurons in all three
 
 
-def test_the_table_tells_every_step(aligned):
-    align = aligned(steps=3)
+def test_the_table_tells_every_step(for_laten):
+    align = for_laten(steps=3)
     start = align.method.start(align)
     assert [row["step"] for row in start.table] == [0, 1, 2, 3] and start.table[0]["loss"] is None
     chosen = [row for row in start.table if row["chosen"]]
@@ -241,10 +232,10 @@ def test_what_is_saved_is_what_was_found(moved, tmp_path):
     assert torch.equal(inject.probe_logits(student.model, ids), plain)
 
 
-def test_halves_are_trained_and_saved_alike(pair, aligned):
+def test_halves_are_trained_and_saved_alike(laten_pair, for_laten):
     """The student in bfloat16: hooks give what peft gives, and the hypernetworks learn."""
-    teacher, student = (models.load(str(m.checkpoint.folder), "bfloat16", "cpu") for m in pair)
-    align = aligned().other(teacher=teacher, student=student)
+    teacher, student = (models.load(str(m.checkpoint.folder), "bfloat16", "cpu") for m in laten_pair)
+    align = for_laten().other(teacher=teacher, student=student)
     start = align.method.start(align)
     row = start.table[start.facts["chosen_step"]]
     with inject.attached(student, start), torch.no_grad():
@@ -252,11 +243,11 @@ def test_halves_are_trained_and_saved_alike(pair, aligned):
     assert float(again) == pytest.approx(row["score"], rel=1e-3) and row["norm"] > 0
 
 
-# -- the data ------------------------------------------------------------------------------------------
+# -- the data -----------------------------------------------------------------------------------------
 
 
-def test_examples_come_from_their_splits(aligned, task):
-    align = aligned(extract_examples=5)
+def test_examples_come_from_their_splits(for_laten, people):
+    align = for_laten(extract_examples=5)
     found = laten._examples(align)
     assert len(found.student) == 5 and {i.example for i in found.student} <= set(align.train)
     assert [i.example for i in found.student] == [i.example for i in found.teacher]
@@ -264,250 +255,17 @@ def test_examples_come_from_their_splits(aligned, task):
     first, second = found.batch(1, 4), found.batch(2, 4)
     assert not {i.example for i in first[:4]} & {i.example for i in second[:4]}
     assert first[4] is found.student[0] and found.batch(6, 4)[4] is found.student[0]
-    for without in (aligned(extract_examples=5, known=()), aligned(extract_examples=5, fit_on="train")):
+    for without in (for_laten(extract_examples=5, known=()), for_laten(extract_examples=5, fit_on="train")):
         rest = laten._examples(without)
         assert {i.example for i in rest.pool} == set(align.train) - {i.example for i in rest.student}
-    many = aligned(known=task.align, train=task.train)
-    assert len(laten._examples(many).choosing) == min(len(task.align), laten.CHOOSING)
+    many = for_laten(known=people.align, train=people.train)
+    assert len(laten._examples(many).choosing) == min(len(people.align), laten.CHOOSING)
 
 
-def test_examples_that_cannot_serve(aligned, task):
+def test_examples_that_cannot_serve(for_laten, people):
     silent = data.Example("x", (("user", "q"),), "?!")
-    assert len(laten._examples(aligned(train=(silent, *task.train[:2]))).student) == 2
+    assert len(laten._examples(for_laten(train=(silent, *people.train[:2]))).student) == 2
     with pytest.raises(InputError, match="no training example has an answer with a letter or digit"):
-        laten._examples(aligned(train=(silent,)))
+        laten._examples(for_laten(train=(silent,)))
     with pytest.raises(InputError, match="extract_examples: all 2 training examples are located on"):
-        laten._examples(aligned(train=task.train[:2], known=()))
-
-
-# -- the released code's faults ------------------------------------------------------------------------
-
-
-def test_fourth_root_is_that_and_nothing_else(aligned):
-    align = aligned()
-    items = laten._examples(align).teacher
-    wrong = laten.neuron_scores(align.teacher, items, "exact", ("fourth_root",), align.progress)
-    literal = laten_literal.scores(align.teacher, items, power=-0.25)
-    for (layer, kind), expected in literal.items():
-        near(wrong[kind].sum(0)[layer], expected)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma"])
-def test_self_attention_only_is_the_tokens_own_share(checkpoint, task, family):
-    """Its own attention probability times its own value, in every head, as eager attention gives them."""
-    loaded = models.load(str(checkpoint(family)), device="cpu")
-    items = data.encode_all(task.train[:2], loaded.tokenizer, 64, "seeds").items
-    found = laten.own_attention(loaded, items)
-    eager = models.load(str(checkpoint(family)), device="cpu").model
-    eager.set_attn_implementation("eager")
-    for row, item in zip(found, items, strict=True):
-        ids = item.ids[: neurons.content_position(item.ids, item.answer_start, loaded.tokenizer)]
-        values: list[torch.Tensor] = []
-
-        def keep(_, __, out, into=values):
-            into.append(out[0, -1])
-
-        handles = [b.self_attn.v_proj.register_forward_hook(keep) for b in eager.model.layers]
-        with torch.no_grad():
-            shares = eager(input_ids=torch.tensor([ids]), output_attentions=True).attentions
-        for handle in handles:
-            handle.remove()
-        for layer, (share, value) in enumerate(zip(shares, values, strict=True)):
-            heads = value.reshape(2, 1, 8).expand(2, 2, 8).reshape(4, 8) * share[0, :, -1, -1, None]
-            torch.testing.assert_close(row[layer], heads.flatten(), atol=1e-5, rtol=1e-4)
-
-
-def test_self_attention_only_moves_attention_alone(aligned):
-    align = aligned()
-    items = laten._examples(align).teacher
-    right, wrong = (
-        laten.neuron_scores(align.teacher, items, "exact", f, align.progress) for f in ((), ("self_attention_only",))
-    )
-    assert torch.equal(right["ffn"], wrong["ffn"])
-    assert (right["attention"] - wrong["attention"]).abs().max() > 0.1 * right["attention"].abs().max()
-    s = neurons_literal.states(align.teacher.model, items[0].ids[:-2])
-    assert len(s["u"]) == 3 and align.teacher.model.model.layers[0].self_attn._forward_pre_hooks == {}
-
-
-def test_rounded_scores_lose_what_is_small(aligned):
-    align = aligned()
-    items = laten._examples(align).student
-    right, wrong = (
-        laten.neuron_scores(align.student, items, "exact", f, align.progress) for f in ((), ("rounded_scores",))
-    )
-    for kind, values in right.items():
-        torch.testing.assert_close(wrong[kind], (values * 1e4).round() / 1e4, atol=1e-7, rtol=0)
-
-
-def test_half_precision_starts_at_zero(aligned):
-    values = {"std": 1e-5, "learning_rate": 3e-5}
-    right, wrong = (aligned(**values, as_released=f) for f in ((), ("half_precision",)))
-    start, fault = right.method.start(right), wrong.method.start(wrong)
-    assert start.table[1]["norm"] > 0 and fault.table[1]["norm"] == 0 == fault.table[2]["norm"]
-    examples = laten._examples(wrong)
-    plain = translate.answer_loss(wrong.student, examples.choosing, 64)
-    assert fault.table[0]["score"] == float(plain)  # exactly the student
-
-
-def test_unmodified_student_saves_the_student(aligned):
-    right, wrong = (aligned(as_released=f) for f in ((), ("unmodified_student",)))
-    start, fault = right.method.start(right), wrong.method.start(wrong)
-    assert fault.table == start.table and "the student itself is saved" in fault.facts["warning"]
-    assert not any(d.any() for d in dense(fault).values()) and all(d.any() for d in dense(start).values())
-
-
-# -- settings and refusals -----------------------------------------------------------------------------
-
-
-def test_settings_are_the_papers_and_described():
-    chosen = laten.LatenSettings()
-    assert (chosen.rate, chosen.gate, chosen.align_examples) == (0.1, False, 15)
-    assert (chosen.learning_rate, chosen.penalty, chosen.std) == (3e-5, 1000, 1e-5) and 2 <= chosen.steps <= 8
-    assert all(
-        "LaTen" in (f.description or "") or "paper" in (f.description or "")
-        for f in laten.LatenSettings.model_fields.values()
-    )
-    for rate in (0, 1.01, float("nan")):
-        with pytest.raises(ValidationError):
-            laten.LatenSettings(rate=rate)
-    with pytest.raises(ValidationError):
-        laten.LatenSettings(as_released=("tenth_root",))
-
-
-def test_counts_and_a_teacher_too_small(pair):
-    teacher, student = (m.checkpoint for m in pair)
-    assert laten.counts(student.architecture, 0.01) == {"ffn": 1, "attention": 1, "value": 1}
-    assert laten.counts(student.architecture, 1.0) == laten.sizes(student.architecture)
-    laten.check(teacher, student, laten.LatenSettings(rate=1.0))
-    with pytest.raises(
-        InputError, match="moves 48 neurons of the student's up matrix, and the teacher's up matrix has 24"
-    ):
-        laten.check(student, teacher, laten.LatenSettings(rate=1.0))
-    laten.check(student, teacher, laten.LatenSettings(rate=0.5))
-
-
-def test_only_matrices_that_take_part_move(aligned):
-    align = aligned(locate={"origins": ("attention",)}, gate=True, rate=1.0)
-    start = align.method.start(align)
-    assert {m for _, m in start.factors} == {"v", "o"} and start.facts["neurons"] == [12, 24]
-    with pytest.raises(InputError, match="locate.modules: method 'laten' moves up, down, v, o"):
-        none = aligned(locate={"modules": ("q", "gate")})
-        none.method.start(none)
-
-
-# -- conduct -------------------------------------------------------------------------------------------
-
-
-def state(loaded):
-    model = loaded.model
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    flags = [(p.requires_grad, p.grad) for p in model.parameters()]
-    return hooks, flags, [m.training for m in model.modules()]
-
-
-@pytest.mark.parametrize("fail", [None, "cancel", "break"])
-def test_models_are_left_as_found(aligned, monkeypatch, fail):
-    """Weights bit by bit, flags, mode, hooks and the global random state; also where it is broken off."""
-    align = aligned(as_released=("self_attention_only",))
-    before = [({n: p.clone() for n, p in m.model.named_parameters()}, state(m)) for m in (align.teacher, align.student)]
-    random = torch.get_rng_state()
-    if fail == "cancel":
-
-        def stop(step, total, message="", **values):
-            if values:
-                raise Cancelled("stop")
-
-        align = align.other(progress=stop)
-    if fail == "break":
-        monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *_, **__: 1 / 0)
-    if fail:
-        with pytest.raises(Cancelled if fail == "cancel" else ZeroDivisionError):
-            align.method.start(align)
-    else:
-        align.method.start(align)
-    for loaded, (weights, about) in zip((align.teacher, align.student), before, strict=True):
-        assert all(torch.equal(p, weights[n]) for n, p in loaded.model.named_parameters()) and state(loaded) == about
-    assert torch.equal(random, torch.get_rng_state())
-
-
-def test_frozen_gives_back_flags_and_mode(pair):
-    model = pair[1].model
-    first = next(model.parameters())
-    first.requires_grad_(True)
-    model.train()
-    try:
-        with translate.frozen(model):
-            assert not model.training and not any(p.requires_grad for p in model.parameters())
-        assert model.training and first.requires_grad
-    finally:
-        model.eval().requires_grad_(False)
-
-
-def test_the_same_seed_gives_the_same_change(aligned):
-    first, again, other = (dense(a.method.start(a)) for a in (aligned(), aligned(), aligned(seed=1)))
-    assert all(torch.equal(first[p], again[p]) for p in first)
-    assert not all(torch.equal(first[p], other[p]) for p in first)
-
-
-def test_a_loss_that_is_not_finite_stops_it(aligned, monkeypatch):
-    align, real, calls = aligned(steps=4), translate.gradients, []
-
-    def fails_at(step):
-        calls.clear()
-
-        def gradients(*given):
-            calls.append(1)
-            loss, norm = real(*given)
-            return (loss * float("nan") if len(calls) == step else loss), norm
-
-        return gradients
-
-    monkeypatch.setattr(translate, "gradients", fails_at(3))
-    start = align.method.start(align)
-    assert "stopped at step 3 of 4" in start.facts["stopped"] and len(start.losses) == 2 == start.steps
-    assert [row["step"] for row in start.table] == [0, 1, 2] and sum(row["chosen"] for row in start.table) == 1
-    monkeypatch.setattr(translate, "gradients", fails_at(1))
-    with pytest.raises(RunError, match="NaN or infinite at step 1 of 4"):
-        align.method.start(align)
-
-
-def test_a_score_that_is_not_finite_stops_it(aligned, monkeypatch):
-    align, real, calls = aligned(steps=4), translate.answer_loss, []
-
-    def scores(student, items, micro, scale=0.0):
-        calls.append(scale)
-        found = real(student, items, micro, scale)
-        return found * float("inf") if calls.count(0.0) == 3 and not scale else found  # after step 2
-
-    monkeypatch.setattr(translate, "answer_loss", scores)
-    start = align.method.start(align)
-    assert "step 2 of 4" in start.facts["stopped"] and start.table[2]["score"] is None
-    assert start.facts["chosen_step"] == 1
-
-
-def test_progress_counts_to_the_end(aligned):
-    seen = []
-    align = aligned().other(progress=lambda step, total, message="", **values: seen.append((step, total, message)))
-    align.method.start(align)
-    steps = [step for step, _, _ in seen]
-    assert steps == sorted(steps) and seen[-1][0] == seen[-1][1] and {t for _, t, _ in seen} == {7}
-    assert {m for _, _, m in seen} == {"neurons of the teacher", "neurons of the student", "training hypernetworks"}
-
-
-def test_the_control_draws_other_teacher_neurons(aligned):
-    align = aligned()
-    real, control = align.method.start(align), methods.get("random_window").start(align)
-    for place, (b, a) in real.factors.items():
-        other_b, other_a = control.factors[place]
-        where = (b, other_b) if place[1] in WHERE else (a, other_a)
-        assert torch.equal(*where) and not torch.equal(b @ a, other_b @ other_a)
-
-
-def test_first_order_locating_is_followed(aligned):
-    align = aligned(locate={"neurons": "first_order"})
-    items = laten._examples(align).student
-    whole = neurons.attribute(align.student, items, "first_order").scores
-    found = laten.neuron_scores(align.student, items, "first_order", (), align.progress)
-    for (layer, kind), values in whole.items():
-        torch.testing.assert_close(found[kind].sum(0)[layer], values, atol=1e-6, rtol=1e-4)
-    assert align.method.start(align).factors
+        laten._examples(for_laten(train=people.train[:2], known=()))

@@ -74,8 +74,12 @@ def norm(entries):
     return sum(torch.stack(deltas).pow(2).mean() for deltas in entries.values())
 
 
-def adamw(parameter, gradient, rate, decay=0.05, betas=(0.9, 0.95), eps=1e-8):
-    """The first step of AdamW, written out."""
-    m, v = (1 - betas[0]) * gradient, (1 - betas[1]) * gradient**2
-    unbiased = (m / (1 - betas[0])) / ((v / (1 - betas[1])).sqrt() + eps)
-    return parameter - rate * decay * parameter - rate * unbiased
+def adamw(parameter, gradients, rate, decay=0.05, betas=(0.9, 0.95), eps=1e-8):
+    """AdamW after one step per gradient, written out."""
+    m = v = torch.zeros_like(parameter)
+    for step, gradient in enumerate(gradients, start=1):
+        m = betas[0] * m + (1 - betas[0]) * gradient
+        v = betas[1] * v + (1 - betas[1]) * gradient**2
+        mean, spread = m / (1 - betas[0] ** step), v / (1 - betas[1] ** step)
+        parameter = parameter - rate * decay * parameter - rate * mean / (spread.sqrt() + eps)
+    return parameter

@@ -1,0 +1,385 @@
+"""The dry run: what a config would do, with no weights and no data read from a hub.
+
+Both models are built on torch's meta device, which holds shapes and no numbers, and compared with what config.json
+says; blocks, ranks and what methods move are checked at their true sizes; memory, passes over the data and
+floating-point operations are worked out (passes.py). A hub model whose config.json is not on this machine is looked up
+in recipes/models.json. Counts that nobody knows stay unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from paraknow import checkpoints, checks, data, methods, passes, recipes, resources
+from paraknow.architecture import Architecture, from_config
+from paraknow.checkpoints import BYTES, Checkpoint
+from paraknow.config import MODULES, RunConfig
+from paraknow.errors import InputError, ResourceError
+from paraknow.methods.base import Candidate
+from paraknow.passes import Counts, Work
+from paraknow.recipes import Sizes
+
+SAMPLED = 200  # examples of a split whose tokens are counted
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class DryRun:
+    """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage. flops: teacher and student, what is
+    known of them. unknown: counts that are missing. notes: what to know before a real run."""
+
+    models: Rows = field(default_factory=list)
+    blocks: Rows = field(default_factory=list)
+    methods: Rows = field(default_factory=list)
+    passes: Rows = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryRun:
+    """Check a config at the true shapes of its models and work out what it needs.
+
+    `sizes`: examples of tasks that cannot be read offline, by the task's name. Raises InputError, as a real run would
+    before its first stage, for everything but weights, memory and devices.
+    """
+    found, sizes = DryRun(), sizes or {}
+    candidates = methods.candidates(config)
+    with TemporaryDirectory(prefix="paraknow-") as scratch:
+        teacher, student = (
+            _describe(found, name, spec, Path(scratch) / name)
+            for name, spec in (("teacher", config.pair.teacher), ("student", config.pair.student))
+        )
+        _check(config, candidates, teacher, student)
+        counts = {
+            name: _counts(name, config, sizes.get(name), found)
+            for name in dict.fromkeys((*config.task, *config.suites))
+        }
+        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes))
+        found.blocks = _blocks(config, teacher.architecture, student.architecture)
+        found.methods = [_moves(c, candidates[0], work) for c in candidates]
+        _add_passes(found, candidates, work)
+        _add_memory(found, candidates, work)
+    return found
+
+
+# -- models ----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def on_meta(text: str) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of every parameter, and their number, of the model that transformers builds from a config.json's text."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = json.loads(text)
+    made = AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(made, trust_remote_code=False)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return shapes, sum(math.prod(shape) for shape in shapes.values())
+
+
+def _describe(found: DryRun, name: str, spec: str, scratch: Path) -> Checkpoint:
+    """A model as far as its config.json tells, its shapes checked; one row of `models`."""
+    values, folder, source = _config_of(spec, scratch)
+    a = from_config(values, f"model {spec!r}")
+    kept = {k: v for k, v in values.items() if k not in ("architectures", "transformers_version", "auto_map")}
+    try:
+        shapes, parameters = on_meta(json.dumps(kept, sort_keys=True))
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"model {spec!r}: no model can be built from its config.json ({error}).") from None
+    _check_shapes(spec, a, shapes)
+    if any(folder.glob("*.safetensors")):
+        stored = checkpoints.find(str(folder)).parameters
+        tied = a.vocabulary * a.hidden if a.tied else 0  # may be stored twice
+        if stored not in (parameters, parameters + tied):
+            raise InputError(f"model {spec!r}: {stored:,} parameters are stored, config.json gives {parameters:,}.")
+    if source == "models.json":
+        found.notes.append(f"{spec}: sizes from the shipped table, to be confirmed against its model card.")
+    sizes = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocabulary", "tied", "context")
+    about = {"model": name, "spec": spec, "from": source, "family": a.family.name, "parameters": parameters}
+    found.models.append(about | {size: getattr(a, size) for size in sizes})
+    return Checkpoint(spec, folder, a, parameters, max(math.prod(shape) for shape in shapes.values()))
+
+
+def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
+    """(values of config.json, a folder to read about the tokenizer, where it is from).
+
+    For a model that is not here, the folder holds only a mark of whose tokenizer it has, which is what checks of the
+    vocabulary compare.
+    """
+    folder = resources.demo_model(spec.removeprefix("demo:")) if spec.startswith("demo:") else Path(spec).expanduser()
+    if not folder.is_dir():
+        folder = _cached(spec) or folder
+    if (folder / "config.json").is_file():
+        try:
+            return json.loads((folder / "config.json").read_text(encoding="utf-8")), folder, "config.json"
+        except (OSError, ValueError) as error:
+            raise InputError(f"model {spec!r}: config.json cannot be read ({error}).") from None
+    known = recipes.model_configs().get(spec.partition("@")[0])
+    if known is None:
+        raise InputError(
+            f"model {spec!r}: no config.json on this machine, and the shipped table does not have it (a dry run "
+            f"downloads nothing); it has {', '.join(recipes.model_configs())}."
+        )
+    scratch.mkdir()
+    mark = {"model": {"vocab": {known["tokenizer"]: 0}}}
+    (scratch / "tokenizer.json").write_text(json.dumps(mark), encoding="utf-8")
+    return dict(known["config"]), scratch, "models.json"
+
+
+def _cached(spec: str) -> Path | None:
+    """The folder of a hub model whose config.json was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repository, _, revision = spec.partition("@")
+    try:
+        file = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+    except HFValidationError:
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def _check_shapes(spec: str, a: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError where transformers' model has other matrices than the Architecture."""
+    wanted = {
+        f"{a.path(m, layer)}.weight": a.shape(m)
+        for m in a.matrices
+        for layer in (range(a.layers) if m in MODULES else (0,))
+    }
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
+    for name in sorted({*wanted, *matrices}):
+        if wanted.get(name) != matrices.get(name):
+            raise InputError(
+                f"model {spec!r}: {name} is {matrices.get(name, 'missing')} in the model that is built, and "
+                f"{wanted.get(name, 'missing')} by its config.json."
+            )
+
+
+def _check(config: RunConfig, candidates: Sequence[Candidate], teacher: Checkpoint, student: Checkpoint) -> None:
+    """What checks.check refuses, without weights, memory and devices."""
+    checkpoints.check_blocks(teacher, student, config.locate)
+    checks._check_ranks(list(candidates), student, config)
+    if any(c.method.needs_clone for c in candidates):
+        checks._check_clone(teacher, student)
+    for candidate in candidates:
+        if candidate.method.check:
+            candidate.method.check(teacher, student, candidate.settings)
+
+
+# -- data ------------------------------------------------------------------------------------------------
+
+
+def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) -> Counts:
+    """Examples of a task: counted where it is on this machine, else taken from `sizes`, else unknown."""
+    limit = config.evaluate.limit
+    if not name.startswith("hub:"):
+        task = data.load_task(name, config.seed)
+        if name in config.task:
+            checks._check_examples(task, config)
+        test = list(_limited(task.test, limit))
+        requests = sum(len(e.choices or (1,)) for e in test)
+        return Counts(len(task.train), len(task.align), len(test), requests)
+    known = sizes or Sizes()
+    test = known.test if known.test is None or limit is None else min(limit, known.test)
+    for split in ("train", "align", "test"):
+        if getattr(known, split) is None:
+            found.unknown.append(f"{name}: how many examples its {split} split has (nothing is read from a hub).")
+    return Counts(known.train, known.align, test, None if test is None else test * known.choices)
+
+
+def _limited(examples: Sequence[data.Example], limit: int | None) -> Iterator[data.Example]:
+    """At most `limit` examples of every group, as evaluating takes them."""
+    seen: dict[str, int] = {}
+    for example in examples:
+        seen[example.group] = seen.get(example.group, 0) + 1
+        if limit is None or seen[example.group] <= limit:
+            yield example
+
+
+def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes: Mapping[str, Sizes]) -> passes.Length:
+    """Mean tokens of an example, counted with the model's own tokenizer where task and tokenizer are here."""
+
+    @cache
+    def counted(name: str, split: str, model: str, limit: int) -> tuple[int, bool]:
+        known = sizes.get(name)
+        if known is not None and known.tokens is not None:
+            return min(known.tokens, limit), False
+        folder = (teacher if model == "teacher" else student).folder
+        if name.startswith("hub:") or not (folder / "tokenizer_config.json").is_file():
+            return limit, True
+        task = data.load_task(name, config.seed)
+        examples = data.sample(task.split(split) or task.train, SAMPLED, config.seed)
+        items = data.encode_all(examples, _tokenizer(folder), limit, "dry run").items
+        return round(sum(len(item.ids) for item in items) / len(items)), False
+
+    def length(name: str | None, split: str, model: str, limit: int) -> tuple[int, bool]:
+        found = [counted(n, split, model, limit) for n in ((name,) if name else config.task)]
+        return round(sum(f[0] for f in found) / len(found)), any(f[1] for f in found)
+
+    return length
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+# -- what is moved ---------------------------------------------------------------------------------------
+
+
+def _blocks(config: RunConfig, teacher: Architecture, student: Architecture) -> Rows:
+    """One row per module: how many blocks, the teacher's matrix, the student's, what share of it moves."""
+    rows = []
+    for module, count in passes.places(config, student):
+        full, shape = teacher.shape(module), student.shape(module)
+        share = math.prod(shape) / math.prod(full)
+        rows.append(
+            {
+                "module": module,
+                "blocks": count,
+                "teacher": full,
+                "student": shape,
+                "share": share,
+                "rank_at_most": min(shape),
+            }
+        )
+    return rows
+
+
+def _moves(candidate: Candidate, examined: Candidate, work: Work) -> dict[str, Any]:
+    """One row about a model the run makes: what is moved, parameters trained and added, examples, optimiser steps."""
+    real = examined if passes._follows(candidate) else candidate
+    what, trainable, added = _moved(real, work)
+    train, follows = work.total("train"), passes.is_tuned(candidate, examined)
+    return {
+        "model": candidate.label,
+        "method": candidate.method.name,
+        "moves": what,
+        "trainable": trainable,
+        "added": added,
+        "tuned": follows,
+        "tuning_examples": train if follows else 0,
+        "tuning_steps": passes.steps_of(work.config, train) if follows else 0,
+        "seeds": len(work.config.run_seeds),
+    }
+
+
+def _moved(candidate: Candidate, work: Work) -> tuple[str, int | None, int]:
+    """(in words, parameters trained, parameters added); None where it is not known of the method."""
+    settings, t, s = candidate.settings, work.teacher.architecture, work.student.architecture
+    places = passes.places(work.config, s)
+    count = sum(n for _, n in places)
+    name = candidate.method.name
+    if name == "transport":
+        neurons = t.ffn if settings.mode == "swap" else settings.neurons
+        extra = {"swap": t.ffn - s.ffn, "widen": settings.neurons}.get(settings.mode, 0)
+        healed = sum(s.layers * math.prod(s.shape(m)) for m in MODULES) if settings.heal else 0
+        return (
+            f"{neurons} FFN neurons in each of {s.layers} layers ({settings.mode})",
+            healed,
+            3 * extra * s.hidden * s.layers,
+        )
+    if name == "laten":
+        from paraknow.methods.laten import PAPER_MODULES, counts
+
+        moved = counts(s, settings.rate)
+        wanted = [
+            m for m in work.config.locate.selected() if m in (*PAPER_MODULES, *(("gate",) if settings.gate else ()))
+        ]
+        words = ", ".join(f"{n} {kind}" for kind, n in moved.items())
+        return f"{words} neurons in each of {s.layers} layers", len(wanted) * t.hidden * (t.hidden + s.hidden), 0
+    if name == "sft":
+        return f"{count} whole matrices", sum(n * math.prod(s.shape(m)) for m, n in places), 0
+    if name == "block_scales":
+        return f"{count} numbers", count, 0
+    if name in ("zero", "logit_fusion"):
+        return "nothing", 0, 0
+    if name == "oracle":
+        return f"{s.layers * len(MODULES)} whole matrices", 0, 0
+    if hasattr(settings, "rank"):
+        return f"{count} blocks at rank {settings.rank}", passes.lora_size(work.config, s, settings.rank), 0
+    return "not known of this method", None, 0
+
+
+# -- work ------------------------------------------------------------------------------------------------
+
+
+def _add_passes(found: DryRun, candidates: Sequence[Candidate], work: Work) -> None:
+    made = [*passes.located(work), *passes.compared(work)]
+    seeds = len(work.config.run_seeds)
+    for candidate in candidates:
+        own = passes.aligned(work, candidate, candidates[0])
+        if own is None:
+            found.unknown.append(f"{candidate.label}: what making its start reads.")
+        made += [p for p in own or [] for _ in range(seeds)]
+        made += [p for p in passes.tuned(work, candidate, candidates[0]) for _ in range(seeds)]
+    made += passes.evaluated(work, candidates)
+    found.passes = _joined(p.row() for p in made)
+    found.flops = {
+        model: sum(row["flops"] or 0.0 for row in found.passes if row["model"] == model)
+        for model in ("teacher", "student")
+    }
+    if any(row["at_most"] for row in found.passes):
+        found.notes.append(
+            "tokens: at most the limit, where examples cannot be read here; passes then cost at most so much."
+        )
+    found.notes.append("Operations leave out attention scores, SVDs and the scoring of neurons.")
+
+
+def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
+    """Equal passes (of several seeds) as one row."""
+    same: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row[k] for k in ("stage", "what", "model", "tokens", "trained"))
+        if key in same:
+            for name in ("forward", "backward", "flops"):
+                both = (same[key][name], row[name])
+                same[key][name] = None if None in both else both[0] + both[1]
+        else:
+            same[key] = row
+    return list(same.values())
+
+
+def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work) -> None:
+    config, t, s = work.config, work.teacher.architecture, work.student.architecture
+    rows = min(config.tune.micro_batch, config.tune.batch_size)
+    tokens = min(max(config.locate.max_length, config.tune.max_length), t.context)
+    counts = (tokens, rows, len(config.task), config.evaluate.batch_size)
+    device, free = _free(config.device)
+    found.memory = checkpoints.memory_need(
+        work.teacher, work.student, config.dtype, *counts, config.similarity, device == "cuda"
+    )
+    streams = 0  # transport keeps what every layer reads and puts out
+    for candidate in candidates:
+        if candidate.method.name == "transport":
+            wide = sum(a.layers * (3 * a.hidden + a.ffn) for a in (t, s))
+            streams = max(streams, candidate.settings.rows * wide * BYTES[config.dtype])
+    if streams:
+        found.memory["align"] = found.memory["load"] + streams
+    stage, most = max(found.memory.items(), key=lambda item: item[1])
+    where = f"{free / 2**30:.1f} GiB are free on {device} here" if free is not None else "there is no such device here"
+    found.notes.append(f"Memory: {stage} needs most, about {most / 2**30:.1f} GiB; {where}.")
+
+
+def _free(device: str) -> tuple[str, int | None]:
+    try:
+        return checks.free_bytes(device)
+    except ResourceError:
+        return device, None
