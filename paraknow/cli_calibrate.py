@@ -18,7 +18,7 @@ def calibrate(
     ] = None,
     rung: Annotated[list[str] | None, typer.Option(help="Pairs to use; clone, sibling, stranger, equal.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Methods with their controls: transport, or transport:maps=ridge.")
+        list[str] | None, typer.Option(help="Methods with their controls: seeking, or transport:maps=ridge.")
     ] = None,
     beside: Annotated[
         list[str] | None, typer.Option(help="Further methods beside the first one, without controls.")
@@ -38,7 +38,7 @@ def calibrate(
     jobs = ladder.plan(
         folders or [resources.assets()],
         rung or list(LADDER),
-        method or ["transport", "seeking"],
+        method or [ladder.KIN, "transport", "seeking"],
         beside or [],
         seed,
         {"resamples": resamples, "limit": limit},

@@ -131,13 +131,13 @@ def recipes_show(name: str, as_json: Json = False) -> None:
 # -- the dry run -----------------------------------------------------------------------------------------
 
 
-def dry_run(config: RunConfig, as_json: bool = False, sizes: dict[str, Any] | None = None) -> None:
+def dry_run(config: RunConfig, as_json: bool = False) -> None:
     """Print what a run of this config would be: for `paraknow run --dry-run`."""
     from paraknow.dryrun import dry_run
     from paraknow.runs.worker import quiet
 
     quiet()
-    found = dry_run(config, sizes)
+    found = dry_run(config)
     if as_json:
         emit({"dry_run": found.as_dict()})
         return

@@ -52,10 +52,10 @@ class DryRun:
 def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryRun:
     """Check a config at the true shapes of its models and work out what it needs.
 
-    `sizes`: examples of tasks that cannot be read offline, by the task's name. Raises InputError, as a real run would
-    before its first stage, for everything but weights, memory and devices.
+    `sizes`: examples of tasks that cannot be read offline, by the task's name; by default what recipes say of them.
+    Raises InputError, as a real run would before its first stage, for everything but weights, memory and devices.
     """
-    found, sizes = DryRun(), sizes or {}
+    found, sizes = DryRun(), recipes.known_sizes() if sizes is None else sizes
     candidates = methods.candidates(config)
     with TemporaryDirectory(prefix="paraknow-") as scratch:
         teacher, student = (
@@ -191,14 +191,13 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
         task = data.load_task(name, config.seed)
         if name in config.task:
             checks._check_examples(task, config)
-        test = list(_limited(task.test, limit))
-        requests = sum(len(e.choices or (1,)) for e in test)
-        return Counts(len(task.train), len(task.align), len(test), requests)
+        asked = list(_limited(task.test, limit))
+        return Counts(len(task.train), len(task.align), len(asked), sum(len(e.choices or (1,)) for e in asked))
     known = sizes or Sizes()
-    test = known.test if known.test is None or limit is None else min(limit, known.test)
     for split in ("train", "align", "test"):
         if getattr(known, split) is None:
             found.unknown.append(f"{name}: how many examples its {split} split has (nothing is read from a hub).")
+    test = known.test if known.test is None or limit is None else min(limit, known.test)
     return Counts(known.train, known.align, test, None if test is None else test * known.choices)
 
 
@@ -216,15 +215,15 @@ def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes:
 
     @cache
     def counted(name: str, split: str, model: str, limit: int) -> tuple[int, bool]:
-        known = sizes.get(name)
+        loaded, known = (teacher if model == "teacher" else student), sizes.get(name)
+        longest = min(limit or loaded.architecture.context, loaded.architecture.context)
         if known is not None and known.tokens is not None:
-            return min(known.tokens, limit), False
-        folder = (teacher if model == "teacher" else student).folder
-        if name.startswith("hub:") or not (folder / "tokenizer_config.json").is_file():
-            return limit, True
+            return min(known.tokens, longest), False
+        if name.startswith("hub:") or not (loaded.folder / "tokenizer_config.json").is_file():
+            return min(longest, config.tune.max_length) if not limit else longest, True
         task = data.load_task(name, config.seed)
         examples = data.sample(task.split(split) or task.train, SAMPLED, config.seed)
-        items = data.encode_all(examples, _tokenizer(folder), limit, "dry run").items
+        items = data.encode_all(examples, _tokenizer(loaded.folder), longest, "dry run").items
         return round(sum(len(item.ids) for item in items) / len(items)), False
 
     def length(name: str | None, split: str, model: str, limit: int) -> tuple[int, bool]:
@@ -265,7 +264,7 @@ def _blocks(config: RunConfig, teacher: Architecture, student: Architecture) -> 
 
 def _moves(candidate: Candidate, examined: Candidate, work: Work) -> dict[str, Any]:
     """One row about a model the run makes: what is moved, parameters trained and added, examples, optimiser steps."""
-    real = examined if passes._follows(candidate) else candidate
+    real = examined if passes.follows(candidate) else candidate
     what, trainable, added = _moved(real, work)
     train, follows = work.total("train"), passes.is_tuned(candidate, examined)
     return {
@@ -336,9 +335,10 @@ def _add_passes(found: DryRun, candidates: Sequence[Candidate], work: Work) -> N
         model: sum(row["flops"] or 0.0 for row in found.passes if row["model"] == model)
         for model in ("teacher", "student")
     }
-    if any(row["at_most"] for row in found.passes):
+    if any(row["assumed"] for row in found.passes):
         found.notes.append(
-            "tokens: at most the limit, where examples cannot be read here; passes then cost at most so much."
+            "Tokens: where text cannot be read here, sequences are taken as long as their stage lets them be "
+            "(evaluation: tune.max_length)."
         )
     found.notes.append("Operations leave out attention scores, SVDs and the scoring of neurons.")
 
@@ -372,7 +372,9 @@ def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work) -> N
             wide = sum(a.layers * (3 * a.hidden + a.ffn) for a in (t, s))
             streams = max(streams, candidate.settings.rows * wide * BYTES[config.dtype])
     if streams:
-        found.memory["align"] = found.memory["load"] + streams
+        need = found.memory
+        align = {"align": need["load"] + streams}
+        found.memory = {k: need[k] for k in ("load", "locate", "similarity")} | align | need
     stage, most = max(found.memory.items(), key=lambda item: item[1])
     where = f"{free / 2**30:.1f} GiB are free on {device} here" if free is not None else "there is no such device here"
     found.notes.append(f"Memory: {stage} needs most, about {most / 2**30:.1f} GiB; {where}.")

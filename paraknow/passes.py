@@ -34,7 +34,7 @@ class Counts:
 class Pass:
     """Sequences that one model reads in one stage for one purpose; `backward` of them with gradients.
 
-    tokens: length of a sequence, `at_most` where only the limit is known. trained: parameters that get a gradient.
+    tokens: length of a sequence, `assumed` where its text cannot be read here. trained: parameters that get a gradient.
     """
 
     stage: str
@@ -43,7 +43,7 @@ class Pass:
     forward: int | None
     backward: int | None
     tokens: int
-    at_most: bool
+    assumed: bool
     trained: int
     multiplied: int
 
@@ -56,11 +56,11 @@ class Pass:
         return self.tokens * (ahead * self.forward + back * self.backward)
 
     def row(self) -> dict[str, Any]:
-        names = ("stage", "what", "model", "forward", "backward", "tokens", "at_most", "trained", "flops")
+        names = ("stage", "what", "model", "forward", "backward", "tokens", "assumed", "trained", "flops")
         return {name: getattr(self, name) for name in names}
 
 
-# (task or None for all of them, split, model, limit) -> tokens of a sequence, whether that is only a limit
+# (task or None for all of them, split, model, limit; 0 for none) -> tokens of a sequence, whether that is assumed
 Length = Callable[[str | None, str, str, int], tuple[int, bool]]
 
 
@@ -90,8 +90,8 @@ class Work:
     ) -> Pass:
         """One pass. `at`: the task, the split and the limit of its sequences."""
         loaded = {"teacher": self.teacher, "student": self.student}[model]
-        tokens, at_most = self.length(at[0], at[1], model, min(at[2] or 10**9, loaded.architecture.context))
-        return Pass(stage, what, model, forward, backward, tokens, at_most, trained, multiplied(loaded))
+        tokens, assumed = self.length(at[0], at[1], model, at[2])
+        return Pass(stage, what, model, forward, backward, tokens, assumed, trained, multiplied(loaded))
 
 
 def multiplied(loaded: Checkpoint) -> int:
@@ -170,7 +170,7 @@ def compared(work: Work) -> list[Pass]:
 
 def aligned(work: Work, candidate: Candidate, examined: Candidate) -> list[Pass] | None:
     """What making one model's start reads, once; None where that is not known of its method."""
-    method = examined if _follows(candidate) else candidate
+    method = examined if follows(candidate) else candidate
     name = method.method.name
     if name in NOTHING_READ:
         return []
@@ -181,7 +181,7 @@ def tuned(work: Work, candidate: Candidate, examined: Candidate) -> list[Pass]:
     """Fine-tuning that follows a start, once."""
     if not is_tuned(candidate, examined):
         return []
-    rank = getattr((examined if _follows(candidate) else candidate).settings, "rank", 1)
+    rank = getattr((examined if follows(candidate) else candidate).settings, "rank", 1)
     seen, size = (
         _times(work.config.tune.epochs, work.total("train")),
         lora_size(work.config, work.student.architecture, rank),
@@ -210,13 +210,14 @@ NOTHING_READ = ("seeking", "gaussian", "pissa", "olora", "zero", "oracle", "logi
 TUNED = ("seeking", "gaussian", "pissa", "olora", "eva", "corda", "lora_ga")
 
 
-def _follows(candidate: Candidate) -> bool:
+def follows(candidate: Candidate) -> bool:
+    """Whether it is a control that does what the examined method does, one ingredient apart."""
     return candidate.control_of is not None and candidate.method.name in LIKE_THE_METHOD
 
 
 def is_tuned(candidate: Candidate, examined: Candidate) -> bool:
     """Whether fine-tuning follows its start."""
-    return (examined if _follows(candidate) else candidate).method.name in TUNED
+    return (examined if follows(candidate) else candidate).method.name in TUNED
 
 
 def _few(back: bool) -> Callable[[Work, Candidate], list[Pass]]:

@@ -95,10 +95,6 @@ class Recipe:
         """The config a run is made of. Raises InputError."""
         return configs.parse(self.config, f"recipe {self.name}")
 
-    def sizes(self) -> dict[str, Sizes]:
-        """Sizes by the task's name, as `dryrun.dry_run` takes them."""
-        return {self.task.task: self.task.sizes}
-
     def figures(self) -> list[dict[str, Any]]:
         """Published numbers of the models this recipe makes: model, value, setting, measure, source."""
         if self.published is None:
@@ -197,6 +193,11 @@ def find(name: str) -> Recipe:
             f"there is no recipe {name!r}; " + (f"did you mean {near[0]!r}?" if near else "see `paraknow recipes`.")
         )
     return known[name]
+
+
+def known_sizes() -> dict[str, Sizes]:
+    """Sizes by the task's name, of every task a recipe names."""
+    return {recipe.task.task: recipe.task.sizes for recipe in catalogue().values()}
 
 
 @lru_cache(maxsize=1)

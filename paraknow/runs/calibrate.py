@@ -28,6 +28,8 @@ from paraknow.runs.store import Run
 FILE = "calibration.json"  # in the runs folder: the last one
 NEAR_ZERO = 0.05  # a control whose interval reaches down to this much moved nothing worth the name
 ENOUGH = 0.95  # what the known answer must score
+# Every matrix of the layers, matched and paired by weights alone: what crosses at best without training.
+KIN = "transport:label=transport-kin,maps=vocabulary,attention=true,pairing=kin"
 PREDICTORS = ("kinship", "cka", "r2", "fit_turned")
 # As the demo: 675 examples give few steps an epoch, so that the paper's three epochs would teach nothing.
 TUNE = {"epochs": 20, "learning_rate": 1e-3, "max_length": 64}
@@ -60,7 +62,8 @@ class Calibration:
 def choice(text: str) -> dict[str, Any]:
     """A method from the command line: `name` or `name:setting=value,setting=value` (values are YAML).
 
-    A method with settings is called by them too: transport:mode=widen,neurons=64 is transport-widen-64.
+    A method with settings is called by them too (transport:mode=widen,neurons=64 is transport-widen-64), or by a
+    `label` among them.
     Raises InputError where a setting has no value.
     """
     import yaml
@@ -73,7 +76,8 @@ def choice(text: str) -> dict[str, Any]:
             raise InputError(f"--method {text!r}: expected name:setting=value, such as transport:maps=ridge.")
         values[key.strip()] = yaml.safe_load(value)
     if rest and "label" not in values:
-        values["label"] = "-".join([name, *(str(v).lower() for k, v in values.items() if k != "name")])[:40]
+        said = [k if v is True else str(v).lower() for k, v in values.items() if k != "name"]
+        values["label"] = "-".join([name, *said])[:40]
     return values
 
 
@@ -97,10 +101,10 @@ def plan(
                 raise InputError(f"--rung {rung!r}: choose one of {', '.join(RUNGS)}.")
             pair = {"teacher": _spec(folder, RUNGS[rung].teacher), "student": _spec(folder, RUNGS[rung].student)}
             own = folder.resolve() == resources.assets().resolve()
-            chosen = [choice(m) for m in (["oracle", *methods] if rung == "clone" else methods)]
-            for number, values in enumerate(chosen):
-                first = values["name"] == chosen[-len(methods)]["name"] and number == len(chosen) - len(methods)
-                oracle = values["name"] == "oracle"
+            layers = [checkpoints.find(spec).architecture.layers for spec in pair.values()]
+            chosen = [choice(m) for m in methods]
+            for values in ([choice("oracle")] if rung == "clone" else []) + chosen:
+                first, oracle = values is chosen[0], values["name"] == "oracle"
                 others = [choice(b) for b in beside] if first else []
                 config = {
                     "name": f"Ladder: {values.get('label', values['name'])} on {rung} ({folder.name})",
@@ -109,7 +113,11 @@ def plan(
                     "method": values,
                     "baselines": [b for b in others if _possible(b, pair)],
                     "controls": ["zero", "noise"] if oracle else ["zero", "noise", "shuffled_teacher"],
-                    "locate": {"neurons": "none", "max_length": 64},
+                    "locate": {
+                        "neurons": "none",
+                        "max_length": 64,
+                        "layers": "sensitivity" if layers[0] == layers[1] else "matched",
+                    },
                     # how alike the pair is, once a pair
                     "similarity": {"parts": ["cka", "stitching"] if first else [], "split": "align", "max_length": 64},
                     "tune": TUNE,
@@ -203,8 +211,8 @@ def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
 
 
 def _likeness(run: Run, config: RunConfig) -> dict[str, float]:
-    """How alike the pair is: mean CKA and R² of the layers that feed each other, and what carrying maps explain of the
-    student's streams: a fitted rotation (fit_turned), and none (fit_same, where both have one width)."""
+    """How alike the pair is: mean CKA and R² of the layers that predict each other best, what a fitted rotation of the
+    teacher's streams explains of the student's (fit_turned), and the kinship of layers that transport paired."""
     made: dict[str, float] = {}
     stitching, cka = run.path("similarity", "stitching.parquet"), run.path("similarity", "cka.parquet")
     if stitching.is_file() and cka.is_file():
@@ -217,10 +225,11 @@ def _likeness(run: Run, config: RunConfig) -> dict[str, float]:
     for entry in (config.method, *config.baselines):
         table = run.path("align", entry.title, f"{config.seed}.parquet")
         if entry.name == "transport" and table.is_file():
-            values = entry.settings()
-            name = {"procrustes": "fit_turned", "identity": "fit_same"}.get(values.get("maps", "procrustes"))
-            if name:
-                made[name] = float(pd.read_parquet(table).fit_out.mean())
+            frame, settings = pd.read_parquet(table), entry.settings()
+            if settings.get("pairing") == "kin":
+                made["kinship"] = float(frame.kinship.mean())
+            if settings.get("maps", "procrustes") == "procrustes" and not settings.get("refit"):
+                made["fit_turned"] = float(frame.fit_out.mean())
     return {name: value for name, value in made.items() if np.isfinite(value)}
 
 
