@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_calibrate, cli_runs
+from paraknow import cli_calibrate, cli_runs, cli_sweep
 from paraknow.errors import InputError, ParaKnowError
-from paraknow.screen import carry_out, delta_table, deltas_of, emit, note, table
+from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
 app = typer.Typer(
     help="Move knowledge between language models as weights, and see whether it really moved.",
@@ -27,6 +27,7 @@ app = typer.Typer(
 demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
 app.add_typer(cli_runs.app, name="runs")
 app.command("calibrate")(cli_calibrate.calibrate)
+cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -39,10 +40,11 @@ def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> Non
     known = {"run": run.id, "folder": str(run.folder), **(extra or {})}
     has_rows = run.path("evaluate", "deltas.json").is_file()
     if as_json:
-        emit({**known, **({"rows": deltas_of(run)} if has_rows else {})})
+        emit({**known, **({"rows": deltas_of(run), "budgets": budgets_of(run)} if has_rows else {})})
         return
     if has_rows:
         delta_table(deltas_of(run))
+        budget_table(run)
     for title, rows in (extra or {}).items():
         table(rows, title)
     print(f"Run {run.id} is in {run.folder}.")
@@ -56,10 +58,15 @@ def run_command(
     resume: Annotated[str | None, typer.Option(help="Go on with a broken run, by id.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Queue it for the worker instead.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and stop.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="Run a shipped recipe by name; see `paraknow recipes`.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check shapes, ranks, memory and passes without weights, and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Carry out a run: locate, similarity, align, tune, evaluate."""
     from paraknow import config as configs
+    from paraknow import recipes
     from paraknow.checks import check
     from paraknow.runs import queue, store
     from paraknow.runs.worker import STAGE_NAMES
@@ -67,8 +74,8 @@ def run_command(
     if until not in STAGE_NAMES:
         raise InputError(f"--until {until!r}: choose one of {', '.join(STAGE_NAMES)}.")
     if resume:
-        if config or override:
-            raise InputError("--resume goes on with a run as it was set; leave the config file and --set out.")
+        if config or override or recipe or dry_run:
+            raise InputError("--resume goes on with a run as it was set; leave every other setting out.")
         run = store.find(resume)
         if run.recorded:
             raise InputError(f"run {run.id} is recorded with the package; start one of your own from its config.")
@@ -76,11 +83,18 @@ def run_command(
             raise InputError(f"run {run.id} is being worked on by another process.")
         check(run.config())
     else:
-        if config is None:
-            raise InputError("give a config file, or --resume with a run's id.")
-        wanted = configs.load(config, override)
+        if (config is None) == (recipe is None):
+            raise InputError("give a config file or --recipe NAME, or --resume with a run's id.")
+        if recipe:
+            wanted = configs.parse(configs.overridden(recipes.find(recipe).config, override), f"recipe {recipe}")
+        else:
+            assert config is not None
+            wanted = configs.load(config, override)
         if print_config:
             print(configs.dump(wanted), end="")
+            return
+        if dry_run:
+            cli_sweep.dry_run(wanted, as_json)
             return
         if detach:
             run = queue.submit(wanted)
@@ -221,9 +235,9 @@ def export_command(
         raise InputError(f"run {run.id} has no adapter {label!r}; it has {', '.join(known) or 'none'}.")
     if merged.exists():
         raise InputError(f"{merged} exists already; name a new folder.")
-    from paraknow import inject, models
+    from paraknow import models, results
 
-    inject.merge(models.load(config.pair.student, config.dtype, "cpu"), folder, merged)
+    results.merge(models.load(config.pair.student, config.dtype, "cpu"), folder, merged)
     print(f"The merged student is in {merged}.")
 
 

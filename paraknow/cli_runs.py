@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paraknow.errors import InputError
-from paraknow.screen import delta_table, deltas_of, emit, table
+from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, table
 
 app = typer.Typer(help="List, show, compare, cancel and delete runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -33,11 +33,20 @@ def runs_show(run_id: str, as_json: Json = False) -> None:
     run = store.find(run_id)
     rows = deltas_of(run)
     if as_json:
-        emit({**store.summary(run), "status": run.status(), "folder": str(run.folder), "rows": rows})
+        emit(
+            {
+                **store.summary(run),
+                "status": run.status(),
+                "folder": str(run.folder),
+                "rows": rows,
+                "budgets": budgets_of(run),
+            }
+        )
         return
     table([store.summary(run)], run.id)
     if rows:
         delta_table(rows)
+        budget_table(run)
 
 
 @app.command("compare")

@@ -6,6 +6,7 @@ value, the description says which.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from pathlib import Path
@@ -248,6 +249,12 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise InputError(f"{path}: cannot be read ({error}).") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from None
+    return parse(overridden(values, overrides), str(path))
+
+
+def overridden(values: Any, overrides: list[str] | None) -> Any:
+    """Plain values of a config with `a.b=value` put in (values are YAML). Raises InputError for one that is no such."""
+    values = copy.deepcopy(values)
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -256,7 +263,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
             _assign(values, key.split("."), yaml.safe_load(text), override)
         except yaml.YAMLError:
             raise InputError(f"--set {override!r}: the value is not valid YAML.") from None
-    return parse(values, str(path))
+    return values
 
 
 def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:

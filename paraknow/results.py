@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from paraknow import files, inject, models
 from paraknow.config import EMBEDDING, MODULES
-from paraknow.errors import RunError
+from paraknow.errors import InputError, RunError
 from paraknow.methods.base import Method, Place, Start
 from paraknow.models import Loaded
 
@@ -119,6 +120,21 @@ def kind(folder: Path) -> str:
         if (folder / file).is_file():
             return name
     raise RunError(f"{folder.name} holds no adapter, no checkpoint and no decoder.")
+
+
+def merge(student: Loaded, folder: Path, out: Path) -> None:
+    """Write a finished result as an ordinary checkpoint with its tokenizer.
+
+    Raises InputError for a decoder, which has no weights of its own.
+    """
+    found = kind(folder)
+    if found == "decoder":
+        raise InputError("this result mixes two models' logits and changes no weights, so it cannot be exported.")
+    if found == "adapter":
+        inject.merge(student, folder, out)
+        return
+    with files.replacing_folder(out) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
 
 
 class Fused(torch.nn.Module):

@@ -116,6 +116,24 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
 
 
+def budgets_of(run: Run) -> list[dict[str, Any]]:
+    """What each model of a run was given (tune/budgets.parquet); none where that was not kept."""
+    path = run.path("tune", "budgets.parquet")
+    if not path.is_file():
+        return []
+    import pandas as pd
+
+    rows: Any = pd.read_parquet(path).to_dict("records")
+    return [{**row, "more": list(row["more"])} for row in rows]
+
+
+def budget_table(run: Run) -> None:
+    """What each model was given; a mark where that is more than the examined method got."""
+    rows = [{**row, "more": ", ".join(row["more"]) or "–"} for row in budgets_of(run)]
+    if rows:
+        table([{("more than the method" if k == "more" else k): v for k, v in r.items()} for r in rows], "Budgets")
+
+
 def _text(value: Any) -> str:
     if value is None:
         return "–"

@@ -62,6 +62,7 @@ PAGES = (
     ("similarity", "Similarity", ":material/compare:"),
     ("transfer", "Transfer", ":material/sync_alt:"),
     ("benchmarks", "Benchmarks", ":material/bar_chart:"),
+    ("ladder", "Ladder", ":material/stairs:"),
     ("runs", "Runs", ":material/list:"),
 )
 

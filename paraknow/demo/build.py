@@ -176,7 +176,7 @@ class Workshop:
             for file, digest in known["sha256"].items():
                 if not (folder / file).is_file() or sha256(folder / file) != digest:
                     raise RunError(f"{folder / file} is not the recorded file; delete {folder} and its record.")
-            found = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            found: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
             return found.to(self.device).eval()
         began = time.time()
         model = training.stored(make(self.progress(name)))

@@ -262,7 +262,8 @@ def choose(align: Align, layer: int, count: int) -> torch.Tensor:
     by_sensitivity = align.settings.chosen_by == "sensitivity"
     table = align.ffn_sensitivity if by_sensitivity else align.neurons
     if table is None or not len(table):
-        raise InputError("method.chosen_by: attribution needs scored neurons; set locate.neurons to exact.")
+        what = "sensitivities" if by_sensitivity else "scored neurons (locate.neurons: exact)"
+        raise InputError(f"method.chosen_by: {align.settings.chosen_by} needs {what}; locate first.")
     own = table[(table.model == "teacher") & (table.layer == layer)]
     if not by_sensitivity:
         own = own[own.kind == "ffn"]

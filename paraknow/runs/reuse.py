@@ -31,7 +31,8 @@ def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list
     found: tuple[Run, list[str]] | None = None
     for donor in earlier:
         own, stages = donor.config(), donor.status().get("stages", [])
-        if "locate" not in stages or any(getattr(own, s) != getattr(config, s) for s in SETTINGS):
+        whole = donor.path("locate", "blocks.safetensors").is_file() and donor.path("environment.json").is_file()
+        if "locate" not in stages or not whole or any(getattr(own, s) != getattr(config, s) for s in SETTINGS):
             continue
         both = "similarity" in stages and _rank(methods.candidates(own)[0].settings) == rank
         if both or found is None:

@@ -169,6 +169,10 @@ def _finish(
     else:
         logits = _adapter(session, candidate, seed, start, items, plain, probe, facts, report)
     if logits is not None:
+        if candidate.control_of is None and torch.equal(logits, plain):
+            session.warn(
+                f"tune: {candidate.label}, seed {seed}: what is saved is the student itself; nothing was moved."
+            )
         memory = _logits_file(session, candidate, seed)
         with files.replacing(memory) as temporary:
             save_file({"logits": logits}, temporary)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from paraknow import files
+from paraknow.runs import calibrate
 from paraknow.runs.store import Run
 
 MODULES = ("residual", "attention", "ffn", "q", "k", "v", "o", "gate", "up", "down")
@@ -106,6 +107,57 @@ def promoted() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def budgets() -> pd.DataFrame:
+    rows = [
+        {"model": "seeking", "examples": 600, "steps": 30, "trainable": 4096, "teacher_flops": 2e9, "more": []},
+        {"model": "zero", "examples": 0, "steps": 0, "trainable": 0, "teacher_flops": 0.0, "more": []},
+        {"model": "seeking+noise", "examples": 600, "steps": 30, "trainable": 4096, "teacher_flops": 9e9}
+        | {"more": ["examples", "teacher_flops"]},
+    ]
+    return pd.DataFrame([{"seed": 0, "added": 0, "student_flops": 5e9, **row} for row in rows])
+
+
+def steps() -> pd.DataFrame:
+    """What LaTen keeps of its steps; one score was not finite."""
+    rows = [(0, None, None, None, 2.0), (1, 3.0, 2.5, 5e-4, 1.5), (2, 2.9, 2.4, 6e-4, 1.2), (3, 9.0, 8.0, 1e-3, None)]
+    table = pd.DataFrame(rows, columns=["step", "loss", "cross_entropy", "norm", "score"])
+    return table.assign(chosen=table.step == 2)
+
+
+def fits() -> pd.DataFrame:
+    """What transport keeps of its layers."""
+    return pd.DataFrame(
+        {"student_layer": [0, 1], "teacher_layer": [0, 1], "fit_in": 0.9, "fit_out": 0.8, "neurons": 64}
+    )
+
+
+LADDER_SHARES = {  # mean over worlds by rung and model; None: could not be measured
+    "clone": {"oracle": 1.0, "transport": 0.4, "transport-widen-16": 0.1, "transport-widen-64": 0.3, "seeking": 0.05},
+    "sibling": {"transport": 0.7, "transport-widen-16": 0.2, "transport-widen-64": 0.5, "seeking": 0.0},
+    "stranger": {"transport": 0.0, "transport-widen-16": None, "transport-widen-64": None, "seeking": None},
+}
+
+
+def calibration(worlds: tuple[str, ...] = ("0", "1", "2")) -> dict:
+    """A calibration as the command writes it: three rungs, two methods with controls, variants by neurons."""
+    rows = []
+    for rung, methods in LADDER_SHARES.items():
+        shares = {"teacher": 1.0, "student": None, "zero": 0.0, **methods}
+        for method in ("transport", "seeking"):
+            shares |= {f"{method}+noise": -1.2 if rung == "sibling" else 0.0, f"{method}+shuffled_teacher": 0.02}
+        bits = {"teacher": 4.0, "student": 2.0 if rung == "sibling" else 0.0}
+        for k, world in enumerate(worlds):
+            for model, share in shares.items():
+                value = None if share is None else share + 0.05 * (k - (len(worlds) - 1) / 2) * (model in methods)
+                row = {"world": world, "rung": rung, "model": model, "share": value, "n": 90, "accuracy": 0.5}
+                row |= {"share_ci": None if value is None else [value - 0.1, value + 0.1], "known": 0.9, "claim": None}
+                row |= {"bits": bits.get(model, 1.0), "missing": "no surplus" if value is None else None, "run": "r"}
+                rows.append(row | {"kinship": None, "cka": 0.9 - 0.1 * k, "r2": 0.8, "fit_turned": 0.5})
+    found = calibrate.Calibration(rows, calibrate.pool(rows), calibrate.predictors(rows, ["transport", "seeking"]))
+    found.passed, found.words = calibrate.verdict(found.pooled, ["transport", "seeking"], list(LADDER_SHARES))
+    return {"schema_version": 1, "command": "paraknow calibrate there --json", **vars(found)}
+
+
 TABLES = {
     "similarity/cka": cka,
     "similarity/stitching": stitching,
@@ -115,6 +167,9 @@ TABLES = {
     "locate/agreement": agreement,
     "locate/attribution": attribution,
     "locate/promoted": promoted,
+    "tune/budgets": budgets,
+    "align/seeking/0": steps,
+    "align/seeking+noise/0": fits,
 }
 
 
