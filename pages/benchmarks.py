@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell, words
+from pages.parts import methods as about
 from paraknow.figures import deltas, tables
 
 PER_PAGE = 8
@@ -214,4 +215,6 @@ rest = frame[frame.group != "never_shown"]
 panels(rest if len(rest) else frame, MEASURES[choice], MEASURES[choice].value)
 reading(MEASURES[choice])
 numbers()
+st.subheader("What each model was given")
+about.budgets(run, titles)
 flipped()

@@ -172,8 +172,9 @@ def numbers(pooled: pd.DataFrame) -> None:
             "above all controls", help="worlds where the method lies above the student and every control"
         ),
     }
+    digits = [c for c in ("share", "lo", "hi", "accuracy", "known") if c in shown]
     st.dataframe(
-        shown,
+        shown.assign(**{c: shown[c].round(2) + 0.0 for c in digits}),  # no −0.00
         hide_index=True,
         column_order=["rung", "model", "part", *(c for c in config if c in shown and c not in ("rung", "part"))],
         column_config=config,
@@ -197,12 +198,14 @@ if there is None:
     st.code(COMMAND, language="bash")
     st.stop()
 calibration, file, shipped = there
-where = "It came with the package" if shipped else "The last one of the runs folder"
-st.caption(f"{where}; written {shell.when(file.stat().st_mtime)} by this command:")
-st.code(str(calibration.get("command") or COMMAND), language="bash", wrap_lines=True)
+where = "The one that came with the package" if shipped else "The last one of the runs folder"
+st.caption(f"{where}, written {shell.when(file.stat().st_mtime)}. The command that made it stands below.")
 verdict(calibration)
 of_worlds, over_worlds = ladder.tables(calibration)
 journey(of_worlds, over_worlds)
 predictors(calibration, of_worlds)
 dose(over_worlds)
 numbers(over_worlds)
+st.subheader("What made it")
+st.code(str(calibration.get("command") or COMMAND), language="bash", wrap_lines=True)
+st.caption("Run it again with other pairs, methods or worlds; this page shows the newest one.")

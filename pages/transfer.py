@@ -4,6 +4,7 @@ import streamlit as st
 
 from pages.parts import estimate as costs
 from pages.parts import forms, live, shell
+from pages.parts import methods as catalogued
 from paraknow import config as configs
 from paraknow import methods, resources
 from paraknow.config import Evaluate, Locate, Pair, RunConfig, Similarity, Tune
@@ -26,8 +27,7 @@ QUICK = {
 }
 
 catalogue = methods.catalogue()
-METHODS = [n for n, m in catalogue.items() if m.paradigm != "control" or m.needs_clone]
-CONTROLS = [n for n, m in catalogue.items() if m.paradigm == "control" and not m.needs_clone]
+METHODS, CONTROLS = catalogued.names(), catalogued.names(controls=True)
 run = shell.current_run()
 shell.heading("Transfer", "Choose what is moved and what it is held against; see what it costs; start.", None)
 shell.wrong_link()
@@ -45,8 +45,9 @@ def fill(config: RunConfig) -> None:
     state["t.name"], state["t.task"] = config.name, list(config.task)
     state["t.method.name"] = config.method.name
     for name, value in methods.settings_of(config.method, "method").model_dump().items():
-        state[f"t.method.{name}"] = value
-    state["t.baselines"], state["t.controls"] = [m.name for m in config.baselines], list(config.controls)
+        state[f"t.{catalogued.key(config.method.name, name)}"] = forms.as_widget(value)
+    state["t.baselines"], state["t.controls"] = catalogued.plain_baselines(config), list(config.controls)
+    state["t.left_out"] = catalogued.left_out(config)
     state["t.seed"], state["t.seeds"] = config.seed, ", ".join(map(str, config.seeds or ()))
     state["t.device"], state["t.dtype"] = config.device, config.dtype
 
@@ -112,22 +113,12 @@ def form() -> dict:
     with c:
         values["task"] = forms.field(RunConfig, "task", "task", tasks())
     values["pair"] = {"teacher": teacher or "", "student": student or ""}
-    a, b, c, d = st.columns([2, 1, 2, 2])
+    a, b, c = st.columns([3, 2, 2])
     with a:
-        name = one_of(
-            "Method",
-            METHODS,
-            "t.method.name",
-            "What is examined.",
-            format_func=lambda n: catalogue[n].title if n in catalogue else n,
-        )
+        name = one_of("Method", METHODS, "t.method.name", "What is examined.", format_func=catalogued.option)
     chosen = catalogue[name]
-    values["method"] = {"name": name}
-    with b:
-        for setting in chosen.settings.model_fields:
-            values["method"][setting] = forms.field(chosen.settings, setting, f"method.{setting}")
     shown = lambda n: catalogue[n].title if n in catalogue else n  # noqa: E731
-    values["baselines"] = c.multiselect(
+    values["baselines"] = b.multiselect(
         "Baselines",
         [m for m in METHODS if m != "oracle"],
         key="t.baselines",
@@ -135,13 +126,14 @@ def form() -> dict:
         help=about["baselines"],
         persist_state="session",
     )
-    values["controls"] = d.multiselect(
+    values["controls"] = c.multiselect(
         "Controls", CONTROLS, key="t.controls", format_func=shown, help=about["controls"], persist_state="session"
     )
-    st.caption(
-        f"{shell.escape(chosen.title)}: {chosen.paradigm}; {shell.escape(chosen.reference)}. Cost: "
-        f"{shell.escape(chosen.cost)}."
-    )
+    catalogued.about(chosen)
+    paths = {s: catalogued.key(name, s) for s in chosen.settings.model_fields}
+    values["method"] = {"name": name, **forms.placed(chosen.settings, paths, 4)}
+    if lost := st.session_state.get("t.left_out"):
+        st.caption(f":material/info: {shell.escape(lost)}")
     with st.expander("Locate: where in the teacher the knowledge is looked for"):
         values["locate"] = forms.fields(Locate, "locate")
     with st.expander("Similarity: how alike the two models are, before anything is moved"):
@@ -228,6 +220,8 @@ def the_run() -> None:
     else:
         st.text(run.id)
     live.panel(run)
+    if run is not None:
+        catalogued.own_rows(run)
 
 
 # What is under way comes first: whoever has just pressed Start wants to see it, not the form.
@@ -260,7 +254,11 @@ st.button(
     args=(config,),
     key="t.start",
 )
-if config is not None:
+if config is None:
+    catalogued.expander(None)
+else:
+    far = {config.pair.teacher, config.pair.student} & set(costs.remote(config))
+    catalogued.expander(None if far else catalogued.refusals(config.pair.teacher, config.pair.student))
     with st.expander("The same on the command line"):
         text = costs.compact(config)
         st.caption(

@@ -257,7 +257,7 @@ def _transport(work: Work, candidate: Candidate) -> list[Pass]:
     sizes, known, made = work.student.architecture, work.total("align"), []
     for model in ("teacher", "student"):
         tokens, _ = work.length(None, "align", model, at[2])
-        count = _at_most(math.ceil(settings.rows / tokens), known)
+        count = _at_most(max(1, settings.rows // tokens), known)
         times = 2 * sizes.layers if settings.refit and model == "student" else 2
         made.append(work.read("align", candidate.label, model, times * count, at=at))
     if settings.heal:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from paraknow import checks, cli_sweep, config, data, dryrun, methods, passes, recipes
+from paraknow import checks, cli, config, data, dryrun, methods, passes, recipes
 from paraknow.architecture import from_config
 from paraknow.errors import InputError
 from paraknow.recipes import Sizes
@@ -120,7 +120,7 @@ EVERYTHING = {
     "method": {"name": "seeking", "rank": 4},
     "baselines": [
         *("lora_ga", "eva", "corda", "distillation", "masked_distillation", "sft", "laten", "block_scales"),
-        {"name": "transport", "mode": "replace", "rows": 64},
+        {"name": "transport", "mode": "replace", "neurons": 4, "rows": 200},
     ],
     "controls": ["zero", "noise"],
     "locate": {"seeds": 8, "max_length": 64},
@@ -268,14 +268,33 @@ def test_weights_that_are_not_what_the_config_says(checkpoint, tmp_path):
         dryrun.dry_run(parse(pair={"teacher": str(folder), "student": str(folder)}))
 
 
-def test_printed_and_as_json(capsys):
-    cli_sweep.dry_run(parse(), True)
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["schema_version"] == 1 and printed["dry_run"]["methods"][0]["tuning_steps"] == 11
-    cli_sweep.dry_run(config.parse(yaml.safe_load(recipes.find("llama2-super-ni-seeking").yaml())))
-    out = capsys.readouterr().out
-    assert "at least; some counts are unknown" in out and "super" not in out.split("Models")[0]
+@pytest.fixture
+def command(capsys, runs):
+    """command("run", …) → (exit code, stdout, stderr); nothing may be written."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(arguments))
+        captured = capsys.readouterr()
+        assert not runs.exists()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_the_command(command, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(QUICK))
+    code, out, _ = command("run", str(path), "--dry-run", "--json")
+    printed = json.loads(out)
+    assert code == 0 and printed["schema_version"] == 1
+    assert printed["dry_run"]["methods"][0]["tuning_steps"] == 11
+    code, out, _ = command("run", "--recipe", "llama2-super-ni-seeking", "--dry-run")
+    assert code == 0 and "at least; some counts are unknown" in out
     assert "hub:Muennighoff/natural-instructions: how many examples its train split has" in out
+    for changed, said in (("method.rank=9000", "above the shorter side"), ("locate.seed=1", "did you mean 'seeds'")):
+        code, out, err = command("run", "--recipe", "llama2-mmlu-seeking", "--dry-run", "--set", changed)
+        assert code == 2 and out == "" and said in err and len(err.strip().splitlines()) == 1
 
 
 def test_methods_nobody_described_are_unknown():

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from paraknow import cli, cli_sweep, config, methods, recipes
+from paraknow import cli, config, methods, recipes
 from paraknow.errors import InputError
 
 # METHODS part 5, its first table: task → student, teacher, seeking, laten, semalign.
@@ -28,8 +28,6 @@ OWN = {
 @pytest.fixture
 def command(capsys, runs):
     """command("recipes", "--json") → (exit code, stdout, stderr)."""
-    if "recipes" not in {g.name for g in cli.app.registered_groups}:
-        cli_sweep.register(cli.app)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:

@@ -30,11 +30,13 @@ COLUMNS = {
     "cos_rest_expected left_overlap left_expected right_overlap right_expected interference interference_expected n",
     "similarity/spectra.parquet": "model layer module index size effective_rank shape0 shape1",
     "similarity/tasks.parquet": "module task other rank_correlation n",
+    "tune/budgets.parquet": "model seed examples steps trainable added teacher_flops student_flops more",
     "evaluate/items.parquet": "task group doc_id model seed prompt target answer correct logprob",
 }
 MADE_BY = {
     "locate": "locate",
     "similarity": "similarity",
+    "align": "align",
     "tune": "tune",
     "evaluate": "evaluate",
     "environment.json": "load",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,6 +26,12 @@ def _bounds(info: FieldInfo) -> tuple[Any, Any]:
         high = getattr(limit, "le", None) if getattr(limit, "le", None) is not None else high
         high = getattr(limit, "lt", None) if getattr(limit, "lt", None) is not None else high
     return low, high
+
+
+def _step(default: Any, high: Any) -> float:
+    """What the buttons of a number add: 1, or 0.01 below 1, and never more than the default's first digit."""
+    step = 0.01 if isinstance(high, int | float) and high <= 1 else 1.0
+    return min(step, 10.0 ** math.floor(math.log10(abs(default)))) if default else step
 
 
 def _bare(annotation: Any) -> tuple[Any, bool]:
@@ -64,9 +71,13 @@ def field(model: type[BaseModel], name: str, path: str, options: list[str] | Non
     if kind is int:
         return st.number_input(title, min_value=low, max_value=high, step=1, placeholder="no limit", **common)
     if kind is float:
-        small = isinstance(high, int | float) and high <= 1
-        form, step = ("%.4g", 1e-4) if name == "learning_rate" else ("%.3g", 0.01 if small else 1.0)
-        return st.number_input(title, min_value=float(low), max_value=float(high), step=step, format=form, **common)
+        if isinstance(st.session_state[key], int):
+            st.session_state[key] = float(st.session_state[key])  # all numbers of a widget must be of one type
+        lowest, highest = (None if x is None else float(x) for x in (low, high))
+        step = _step(info.get_default(call_default_factory=True), high)
+        return st.number_input(
+            title, min_value=lowest, max_value=highest, step=step, format="%.4g", placeholder="none", **common
+        )
     return st.text_input(title, max_chars=500, **common)
 
 
@@ -79,9 +90,16 @@ def as_widget(value: Any) -> Any:
 
 def fields(model: type[BaseModel], part: str, columns: int = 3, options: list[str] | None = None) -> dict[str, Any]:
     """All fields of one part of the config, in columns."""
-    places = st.columns(columns)
-    values = {}
-    for number, name in enumerate(model.model_fields):
-        with places[number % columns]:
-            values[name] = field(model, name, f"{part}.{name}", options)
+    return placed(model, {name: f"{part}.{name}" for name in model.model_fields}, columns, options)
+
+
+def placed(
+    model: type[BaseModel], paths: dict[str, str], columns: int, options: list[str] | None = None
+) -> dict[str, Any]:
+    """Fields of a part by name, each at its own dotted place, in rows of `columns`."""
+    values, names = {}, list(paths)
+    for start in range(0, len(names), columns):
+        for place, name in zip(st.columns(columns), names[start : start + columns], strict=False):
+            with place:
+                values[name] = field(model, name, paths[name], options)
     return values

@@ -85,9 +85,12 @@ class Workshop:
         people = self.size.people
         made = world.suites(self.world, seed, train_size=min(600, 25 * people), align_size=min(200, 4 * people))
         self.suites = {name: made[name] for name in ("people", *self.size.skills)}
-        self.record = self._record("" if size_name == "full" else f" --size {size_name}")
+        self.command = (
+            "paraknow demo build" + ("" if size_name == "full" else f" --size {size_name}") + f" --seed {seed}"
+        )
+        self.record = self._record()
 
-    def _record(self, size: str) -> dict[str, Any]:
+    def _record(self) -> dict[str, Any]:
         """The folder's own record if it is of this size and seed; else a new one. Raises InputError otherwise."""
         path = self.out / "record.json"
         if path.is_file():
@@ -97,7 +100,7 @@ class Workshop:
             return {**found, "size": asdict(self.size)}
         return {
             "schema_version": 1,
-            "command": f"paraknow demo build{size} --seed {self.seed}",
+            "command": self.command,
             "seed": self.seed,
             "size": asdict(self.size),
             "device": self.device,
@@ -252,6 +255,7 @@ class Workshop:
 
     def ladder(self, study: bool) -> None:
         """The pairs of `rungs.LADDER`; with `study` those of `rungs.BETWEEN` too."""
+        self.record["command"] = f"{self.command} --study" if study else f"{self.command} --ladder"
         teacher = self.teacher()
         sibling = self.sibling(teacher)
         equal = self.equal()

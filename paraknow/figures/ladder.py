@@ -157,16 +157,7 @@ def shares(
     for k in range(1, len(rungs)):
         figure.add_vline(x=k - 0.5, line={"color": "rgba(124,135,148,0.3)", "width": 1}, layer="below")
     _guessing(figure, guessing(rows), place, (low, high))
-    muted = [m for m in pooled.model if part_of(str(m)) == "control" or m == "zero"]
-    kinds = list(dict.fromkeys(str(m).rpartition("+")[2] for m in muted))
-    for k, kind in enumerate(kinds):
-        own = pooled[pooled.model.map(lambda m, kind=kind: m == kind or str(m).endswith(f"+{kind}"))]
-        own = own.assign(by=own.model.map(lambda m: str(m).partition("+")[0]))
-        xs = [place[r.rung] + offset[r.by] + (0.0 if r.by == r.model else (0.2 + 0.14 * (k % 3)) * step) for r in _lines(own)]
-        title = names.get(kind, kind)
-        _marks(
-            figure, own, xs, f"control: {plain(short(title, 40))}", CONTROLS[k % len(CONTROLS)], (low, high), 8, 0.75
-        )
+    _controls(figure, pooled, names, place, offset, step, (low, high))
     made = styles(every)
     worlds = rows.groupby(["rung", "model"]).share.transform("count") > 1
     for model in drawn:
@@ -201,8 +192,30 @@ def shares(
     n = rows.n.max() if "n" in rows else float("nan")
     asked = f"n = {int(n)} items; " if n == n else ""
     note = f"{asked}bars: {bars}; 0: the student as it was, 1: all the teacher knows more"
-    lines = len(drawn) + len(kinds) + 2
-    return frame(figure, "Share of never-shown knowledge that arrived", 430 + 9 * lines, note, b=96 + 9 * lines)
+    lines = len(drawn) + 5
+    return frame(figure, "Share of never-shown knowledge that arrived", 420 + 9 * lines, note, b=80 + 9 * lines)
+
+
+def _controls(
+    figure: go.Figure,
+    pooled: pd.DataFrame,
+    names: dict[str, str],
+    place: dict[str, float],
+    offset: dict[str, float],
+    step: float,
+    span: tuple[float, float],
+) -> None:
+    """Every kind of control in one muted style, to the right of the method it belongs to."""
+    muted = [str(m) for m in pooled.model if part_of(str(m)) == "control" or m == "zero"]
+    for k, kind in enumerate(dict.fromkeys(m.rpartition("+")[2] for m in muted)):
+        own = pooled[[str(m).rpartition("+")[2] == kind and m in muted for m in pooled.model]]
+        beside = (0.2 + 0.14 * (k % 3)) * step
+        xs = [
+            place[rung] + offset[str(m).partition("+")[0]] + (beside if "+" in str(m) else 0.0)
+            for rung, m in zip(own.rung, own.model, strict=True)
+        ]
+        title = f"control: {plain(short(names.get(kind, kind), 40))}"
+        _marks(figure, own, xs, title, CONTROLS[k % len(CONTROLS)], span, 8, 0.75, k % 3)
 
 
 def _range(pooled: pd.DataFrame, rows: pd.DataFrame, whole: bool) -> tuple[float, float]:
@@ -214,9 +227,12 @@ def _range(pooled: pd.DataFrame, rows: pd.DataFrame, whole: bool) -> tuple[float
     return low - 0.08 * (high - low), high + 0.04 * (high - low)
 
 
-def _inside(values: Sequence[float], span: tuple[float, float]) -> tuple[list[float | None], list[int]]:
-    """Values moved to the edge of the range, and −1, 0 or 1 for below, inside or above it; missing ones stay so."""
-    edge = 0.045 * (span[1] - span[0])
+def _inside(values: Sequence[float], span: tuple[float, float], level: int = 0) -> tuple[list[float | None], list[int]]:
+    """Values moved to the edge of the range, and −1, 0 or 1 for below, inside or above it; missing ones stay so.
+
+    `level`: how many lines of numbers at the edge are taken already.
+    """
+    edge = (0.03 + 0.04 * level) * (span[1] - span[0])
     low, high = span[0] + edge, span[1] - edge
     sides = [0 if pd.isna(v) else -1 if v < span[0] else 1 if v > span[1] else 0 for v in values]
     moved: list[float | None] = []
@@ -234,9 +250,10 @@ def _marks(
     span: tuple[float, float],
     size: int,
     opacity: float = 1.0,
+    level: int = 0,
 ) -> None:
     """One model's marks over rungs with intervals; what lies outside the range is an arrow with its number."""
-    ys, sides = _inside(own.share.tolist(), span)
+    ys, sides = _inside(own.share.tolist(), span, level)
     clip = lambda v: min(max(v, span[0]), span[1])  # noqa: E731
     up = [clip(h) - y if y is not None and h == h and not s else 0 for y, h, s in zip(ys, own.hi, sides, strict=True)]
     down = [y - clip(v) if y is not None and v == v and not s else 0 for y, v, s in zip(ys, own.lo, sides, strict=True)]
@@ -247,6 +264,7 @@ def _marks(
             x=list(xs),
             y=ys,
             name=name,
+            legendrank=1000 if opacity == 1 else 1001,
             mode="markers+text",
             text=[signed(v, 1) if s else "" for v, s in zip(own.share, sides, strict=True)],
             textposition="middle right",
@@ -327,7 +345,13 @@ def _guessing(figure: go.Figure, at: dict[str, float], place: dict[str, float], 
         line = {"color": CONTROLS[1].color, "width": 2, "dash": "dash"}
         figure.add_trace(
             go.Scatter(
-                x=xs, y=ys, mode="lines", name="guessing", line=line, hovertemplate="guessing: %{y:.2f}<extra></extra>"
+                x=xs,
+                y=ys,
+                mode="lines",
+                name="guessing",
+                legendrank=1002,
+                line=line,
+                hovertemplate="guessing: %{y:.2f}<extra></extra>",
             )
         )
 

@@ -11,11 +11,11 @@ from paraknow.figures.ladder import number, ordered, rung_styles
 from paraknow.figures.theme import MISSING, NEUTRAL, Style, frame, plain, signed
 
 PREDICTORS = {
-    "kinship": ("Kinship", "kinship of the paired layers"),
-    "cka": ("CKA", "CKA of the residual streams"),
-    "r2": ("Stitching R²", "R² of stitching the streams"),
-    "fit_turned": ("Fit of a rotation", "variance a fitted rotation explains"),
-    "fit_same": ("Fit without turning", "variance explained unturned (one width)"),
+    "kinship": ("Kinship", "kinship of paired layers"),
+    "cka": ("CKA", "CKA of paired streams"),
+    "r2": ("Stitching R²", "R² of paired streams"),
+    "fit_turned": ("Fit by turning", "variance explained"),
+    "fit_same": ("Fit without turning", "variance explained"),
 }
 # A mode and its number of neurons, as `paraknow calibrate` labels variants: transport-widen-64.
 DOSE = re.compile(r"-(?:(?P<mode>widen|replace|regress)-(?P<n>\d+)|(?P<m>\d+)-(?P<after>widen|replace|regress))(?=-|$)")
@@ -115,7 +115,7 @@ def dose(found: pd.DataFrame) -> go.Figure:
                 go.Scatter(
                     x=own.neurons.tolist(),
                     y=[v if v == v else None for v in own.share],
-                    name=f"{plain(series)} on {plain(rung)}",
+                    name=f"{plain(series)} on {plain(rung)}{'' if own.share.notna().any() else ': missing'}",
                     mode="lines+markers",
                     line={"color": style.color, "dash": dashes[every.index(series) % len(dashes)], "width": 2},
                     marker={"symbol": style.symbol, "size": 10},

@@ -268,7 +268,7 @@ def choose(align: Align, layer: int, count: int) -> torch.Tensor:
     if not by_sensitivity:
         own = own[own.kind == "ffn"]
     scores = own.groupby("neuron")["sensitivity" if by_sensitivity else "score"].sum().reindex(range(size))
-    return torch.from_numpy(scores.to_numpy()).argsort(descending=True, stable=True)[:count]
+    return torch.from_numpy(scores.to_numpy(copy=True)).argsort(descending=True, stable=True)[:count]
 
 
 def neurons_of(loaded: Any, layer: int, chosen: torch.Tensor) -> Neurons:

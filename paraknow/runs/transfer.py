@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def _align(session: Session, candidate: Candidate, seed: int, progress: Progress
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if isinstance(value, str | int | float | bool | list)}
+    """Facts that JSON can hold; numbers that are not finite are left out."""
+    kept = {name: value for name, value in facts.items() if isinstance(value, str | int | float | bool | list)}
+    return {name: value for name, value in kept.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _rows(session: Session, candidate: Candidate, seed: int, start: Start) -> list[dict[str, Any]]:

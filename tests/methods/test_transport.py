@@ -455,6 +455,12 @@ def test_heads_that_turn_at_another_speed_are_refused(pair, tmp_path):
     assert "method.attention" in refusal((fast, pair[1]), attention=True)
 
 
+def test_heads_that_do_not_divide_the_students_width_are_refused(pair, checkpoint):
+    """transformers loads no such Llama."""
+    three = models.load(str(checkpoint("llama", seed=6, hidden_size=24, num_attention_heads=3, num_key_value_heads=3)), device="cpu")
+    assert "method.attention" in refusal((three, pair[1]), attention=True)
+
+
 def test_neurons_of_another_activation_are_refused(pair, checkpoint):
     """Gemma's GELU cannot be had from a Llama's SiLU by carrying weights."""
     gemma = models.load(str(checkpoint("gemma", seed=1)), device="cpu")

@@ -167,13 +167,11 @@ TABLES = {
     "locate/agreement": agreement,
     "locate/attribution": attribution,
     "locate/promoted": promoted,
-    "tune/budgets": budgets,
-    "align/seeking/0": steps,
-    "align/seeking+noise/0": fits,
 }
+OF_METHODS = {"tune/budgets": budgets, "align/seeking/0": steps, "align/seeking+noise/0": fits}
 
 
 def write(run: Run) -> None:
     """All of them into a run folder."""
-    for name, make in TABLES.items():
+    for name, make in {**TABLES, **OF_METHODS}.items():
         files.write_table(run.path(*f"{name}.parquet".split("/")), make())

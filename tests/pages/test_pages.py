@@ -19,7 +19,7 @@ from paraknow import files, resources
 from paraknow.runs import store
 from tests.pages import tables
 
-PAGES = ("overview", "sensitivity", "similarity", "transfer", "benchmarks", "runs")
+PAGES = ("overview", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "runs")
 ROOT = Path(__file__).parents[2]
 NASTY = "**bold** <b>x</b> :red[y] $z$"
 
@@ -182,7 +182,7 @@ def words(app: AppTest) -> str:
 def test_every_page_shows_a_finished_run(page: str, run: store.Run) -> None:
     app = show(page)
     assert app.title[0].value
-    assert "How to read this" in words(app) or page == "runs"
+    assert "How to read this" in words(app) or page in ("runs", "ladder")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -191,7 +191,7 @@ def test_every_page_says_what_to_do_where_there_is_nothing(
 ) -> None:
     monkeypatch.setattr(store, "recorded_runs", lambda: [])
     app = show(page)
-    if page != "transfer":
+    if page not in ("transfer", "ladder"):
         assert "Transfer page" in words(app)
 
 
