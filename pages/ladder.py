@@ -100,8 +100,9 @@ def journey(rows: pd.DataFrame, pooled: pd.DataFrame) -> None:
     arrows = "" if whole or not beyond.any().any() else " Arrows at the edge: far outside, with the number."
     shell.how_to_read(
         "Of what the teacher knows of the facts nobody showed the student and the student does not: how much is there "
-        "afterwards (in bits beyond guessing). A method (filled) has carried something only where its whole bar lies "
-        "above 0 and above its own controls (muted, to its right). Below 0, it destroyed what the student knew. Faint "
+        "afterwards, in bits beyond guessing. 0: the student as it was; 1: all of it. A method (filled) has carried "
+        "something only where its whole bar lies above 0 and above its own controls (muted, to its right). Below 0, "
+        "it destroyed what the student knew. Faint "
         f"dots: single worlds, which differ in their random seed.{arrows}"
         + (f" A student that only guesses would score: {guesses} (dashed)." if guesses else "")
     )

@@ -28,13 +28,14 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
     spent = {"teacher_flops": 0.0, "student_flops": 0.0}
     handles = []
 
-    def counter(name: str, size: int) -> Any:
+    def counter(name: str, size: int, head: torch.Tensor) -> Any:
         def count(module: Any, given: Any, named: dict[str, Any]) -> None:
             ids = named.get("input_ids", given[0] if given else None)
             tokens = ids.numel() if ids is not None else named["inputs_embeds"].shape[:-1].numel()
             work = size
             if torch.is_grad_enabled():
-                work += size + sum(p.numel() for p in module.parameters() if p.requires_grad)
+                trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+                work += size + trained + (head.numel() if head.requires_grad else 0)
             spent[name] += 2.0 * work * tokens
 
         return count
@@ -43,7 +44,9 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
         for name, loaded in (("teacher_flops", teacher), ("student_flops", student)):
             a = loaded.architecture
             size = loaded.checkpoint.parameters - (0 if a.tied else a.vocabulary * a.hidden)
-            hook = counter(name, size)
+            # The hook sits on the decoder, whose parameters leave an untied lm_head out.
+            untied = torch.empty(0) if a.tied else loaded.model.get_output_embeddings().weight
+            hook = counter(name, size, untied)
             handles.append(loaded.model.model.register_forward_pre_hook(hook, with_kwargs=True))
         yield spent
     finally:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import psutil
 
 from paraknow import data, methods
-from paraknow.checkpoints import Checkpoint, check_blocks, find, memory_need
+from paraknow.checkpoints import BYTES, Checkpoint, check_blocks, find, memory_need
 from paraknow.config import RunConfig
 from paraknow.errors import InputError, ResourceError
 from paraknow.methods.base import Candidate
@@ -22,7 +22,7 @@ class Checked:
     teacher: Checkpoint
     student: Checkpoint
     candidates: list[Candidate]
-    memory: dict[str, int]  # bytes at the peak of load, locate, tune
+    memory: dict[str, int]  # bytes at the peak of each stage
 
 
 def check(config: RunConfig) -> Checked:
@@ -40,14 +40,26 @@ def check(config: RunConfig) -> Checked:
         task = data.load_task(name, config.seed)
         if name in config.task:
             _check_examples(task, config)
+    device, free = free_bytes(config.device)
+    memory = peaks(config, teacher, student, candidates, device)
+    _check_memory(config, memory, device, free)
+    return Checked(config, teacher, student, candidates, memory)
+
+
+def peaks(
+    config: RunConfig, teacher: Checkpoint, student: Checkpoint, candidates: list[Candidate], device: str
+) -> dict[str, int]:
+    """Peak bytes by stage, as `checkpoints.memory_need` estimates them, and what methods hold while aligning."""
     rows = min(config.tune.micro_batch, config.tune.batch_size)
     length = max(config.locate.max_length, config.tune.max_length)
     tokens = min(length, teacher.architecture.context)
     counts = (tokens, rows, len(config.task), config.evaluate.batch_size)
-    device, free = free_bytes(config.device)
     memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, device == "cuda")
-    _check_memory(config, memory, device, free)
-    return Checked(config, teacher, student, candidates, memory)
+    held = [c.method.holds(teacher, student, c.settings) for c in candidates if c.method.holds]
+    if held:
+        align = memory["load"] + max(held) * BYTES[config.dtype]
+        memory = {k: memory[k] for k in ("load", "locate", "similarity")} | {"align": align} | memory
+    return memory
 
 
 def _check_examples(task: data.Task, config: RunConfig) -> None:

@@ -191,7 +191,7 @@ def split_examples(name: str, examples: Sequence[Example], seed: int) -> Task:
 
 def load_task(name: str, seed: int = 0) -> Task:
     """A task by name: `demo:people|sum|reverse|sort`, a JSONL file, a folder with train.jsonl
-    (and align.jsonl, test.jsonl), or `hub:org/name[@revision]` (a dataset hub, read with `datasets`).
+    (and align.jsonl, test.jsonl), or `hub:org/name[/config][@revision]` (a dataset hub, read with `datasets`).
 
     A single file or split is divided 80/10/10 by `seed`. Raises InputError naming what is wrong.
     """
@@ -240,13 +240,18 @@ def _load_hub(name: str, seed: int) -> Task:
     from datasets import load_dataset
 
     repository, _, revision = name.removeprefix("hub:").partition("@")
+    part = None
+    if repository.count("/") == 2 and not repository.startswith("/"):  # org/name/config
+        repository, _, part = repository.rpartition("/")
     try:
-        splits = load_dataset(repository, revision=revision or None)
+        splits = load_dataset(repository, part, revision=revision or None)
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
         raise InputError(
             f"task {name!r}: the dataset could not be loaded ({type(error).__name__}: {error})."
         ) from error
-    names = {"train": "train", "align": "validation", "test": "test"}
+    # MMLU calls its training questions auxiliary.
+    train = "train" if "train" in splits else "auxiliary_train"
+    names = {"train": train, "align": "validation", "test": "test"}
     parts = {
         ours: [parse_record(dict(r), f"{name}, {theirs} record {i}", i) for i, r in enumerate(splits[theirs])]
         for ours, theirs in names.items()

@@ -19,7 +19,7 @@ from typing import Any
 
 from paraknow import checkpoints, checks, data, methods, passes, recipes, resources
 from paraknow.architecture import Architecture, from_config
-from paraknow.checkpoints import BYTES, Checkpoint
+from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
 from paraknow.errors import InputError, ResourceError
 from paraknow.methods.base import Candidate
@@ -358,23 +358,8 @@ def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
 
 
 def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work) -> None:
-    config, t, s = work.config, work.teacher.architecture, work.student.architecture
-    rows = min(config.tune.micro_batch, config.tune.batch_size)
-    tokens = min(max(config.locate.max_length, config.tune.max_length), t.context)
-    counts = (tokens, rows, len(config.task), config.evaluate.batch_size)
-    device, free = _free(config.device)
-    found.memory = checkpoints.memory_need(
-        work.teacher, work.student, config.dtype, *counts, config.similarity, device == "cuda"
-    )
-    streams = 0  # transport keeps what every layer reads and puts out
-    for candidate in candidates:
-        if candidate.method.name == "transport":
-            wide = sum(a.layers * (3 * a.hidden + a.ffn) for a in (t, s))
-            streams = max(streams, candidate.settings.rows * wide * BYTES[config.dtype])
-    if streams:
-        need = found.memory
-        align = {"align": need["load"] + streams}
-        found.memory = {k: need[k] for k in ("load", "locate", "similarity")} | align | need
+    device, free = _free(work.config.device)
+    found.memory = checks.peaks(work.config, work.teacher, work.student, list(candidates), device)
     stage, most = max(found.memory.items(), key=lambda item: item[1])
     where = f"{free / 2**30:.1f} GiB are free on {device} here" if free is not None else "there is no such device here"
     found.notes.append(f"Memory: {stage} needs most, about {most / 2**30:.1f} GiB; {where}.")

@@ -204,7 +204,7 @@ def test_bad_arguments(refused, arguments, message):
 
 
 def test_resume_takes_no_settings(refused, tmp_path):
-    assert "leave the config file" in refused(arguments=["run", str(tmp_path / "config.yaml"), "--resume", "x"])
+    assert "leave every other setting out" in refused(arguments=["run", str(tmp_path / "config.yaml"), "--resume", "x"])
 
 
 def test_a_runs_folder_that_is_a_file(refused, tmp_path, monkeypatch, runs):

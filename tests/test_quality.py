@@ -13,6 +13,8 @@ TORCH_FREE = (
     "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data "
     "paraknow.files "
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
+    "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
+    "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()
 
@@ -67,6 +69,7 @@ def test_the_wheel_runs_outside_the_clone(tmp_path):
         "assert (resources.root() / 'app.py').is_file() and list((resources.root() / 'pages').glob('*.py'))\n"
         "assert (resources.root() / '.streamlit' / 'config.toml').is_file()\n"
         "print(checkpoints.find('demo:teacher').parameters)\n"
+        "from paraknow import recipes; assert len(recipes.catalogue()) > 30\n"
         "from paraknow import checks\n"
         "from paraknow.demo.story import demo_config\n"
         "print(len(checks.check(demo_config()).candidates))\n"

@@ -165,8 +165,8 @@ def budgets(run: Run, titles: dict[str, str]) -> None:
         c: st.column_config.NumberColumn(GIVEN[c], format="%.0f") for c in ("examples", "steps", "trainable", "added")
     }
     compute = {
-        c: st.column_config.NumberColumn(f"{GIVEN[c]} (10⁹ FLOPs)", format="%.3g")
-        for c in ("teacher_flops", "student_flops")
+        f"{m}_flops": st.column_config.NumberColumn(f"{m}, 10⁹ FLOPs", format="%.3g", help=f"the {m}'s compute")
+        for m in ("teacher", "student")
     }
     st.dataframe(
         shown.assign(**{c: shown[c] / 1e9 for c in compute}, more=shown.more.where(shown.more != "")),

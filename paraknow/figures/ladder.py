@@ -191,9 +191,8 @@ def shares(
     bars = f"95 % over up to {many} worlds" if many > 1 else "95 % over items (one world)"
     n = rows.n.max() if "n" in rows else float("nan")
     asked = f"n = {int(n)} items; " if n == n else ""
-    note = f"{asked}bars: {bars}; 0: the student as it was, 1: all the teacher knows more"
-    lines = len(drawn) + 5
-    return frame(figure, "Share of never-shown knowledge that arrived", 420 + 9 * lines, note, b=80 + 9 * lines)
+    title, lines = "Share of never-shown knowledge that arrived", len(drawn) + 5
+    return frame(figure, title, 490 + 10 * lines, f"{asked}bars: {bars}", b=80 + 6 * lines)
 
 
 def _controls(

@@ -48,11 +48,10 @@ def predictor(
         style = look.get(rung, Style(NEUTRAL, "x"))
         figure.add_trace(
             go.Scatter(
-                x=part[name].tolist() if name in part else [],
-                y=part.share.tolist(),
+                x=part[name].tolist() if len(part) else [None],  # keeps its line in the legend, so that panels align
+                y=part.share.tolist() if len(part) else [None],
                 name=plain(rung),
                 mode="markers",
-                showlegend=bool(len(part)),
                 marker={"color": style.color, "symbol": style.symbol, "size": 11, "opacity": 0.85},
                 customdata=[f"{plain(rung)}, world {plain(w)}" for w in part.world],
                 hovertemplate="%{customdata}<br>%{x:.3f}: share %{y:.2f}<extra></extra>",
@@ -60,7 +59,13 @@ def predictor(
         )
     if known.empty:
         figure.add_annotation(text="missing", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
-    figure.update_xaxes(title=axis, zeroline=False, nticks=5, automargin=True)
+    figure.update_xaxes(
+        title=axis,
+        zeroline=False,
+        nticks=5,
+        automargin=True,
+        tickfont={"color": "rgba(0,0,0,0)"} if known.empty else None,
+    )
     figure.update_yaxes(title="share that arrived", range=list(span), zeroline=False)
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 11}}
     figure.update_layout(legend=legend, showlegend=True, dragmode=False)
@@ -139,7 +144,10 @@ def dose(found: pd.DataFrame) -> go.Figure:
         title="neurons moved in every layer",
         zeroline=False,
     )
-    figure.update_yaxes(title="share that arrived", zeroline=False)
+    values = pd.concat([found.share, found.lo, found.hi, pd.Series([0.0, 1.0])])
+    pad = 0.06 * (values.max() - values.min())
+    span = [float(values.min() - pad), float(values.max() + pad)]
+    figure.update_yaxes(title="share that arrived", range=span, zeroline=False)
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
     figure.update_layout(legend=legend, showlegend=True, dragmode=False)
     return frame(figure, "Dose and response", 420, "bars: 95 %", b=96)

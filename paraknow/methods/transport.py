@@ -118,6 +118,11 @@ def check(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> None:
         )
 
 
+def holds(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> int:
+    """Numbers in the streams of both models, of all layers, at every row."""
+    return settings.rows * sum(a.layers * (3 * a.hidden + a.ffn) for a in (teacher.architecture, student.architecture))
+
+
 def start(align: Align) -> Start:
     """The student with the teacher's neurons in place: a checkpoint, or for `replace` an exact adapter.
 
@@ -314,5 +319,6 @@ METHOD = Method(
     settings=Settings,
     locates=True,
     check=check,
+    holds=holds,
     variants={"noise": _noise, "random_window": _random, "shuffled_teacher": _shuffled},
 )

@@ -124,7 +124,9 @@ def test_a_panel_per_measure_in_one_range():
 @pytest.mark.parametrize("name", ["kinship", "fit_same"])
 def test_a_measure_without_values_is_missing(name):
     figure = likeness.predictor(ROWS, "transport", name, None, 0, (0.0, 1.0))
-    assert [a.text for a in figure.layout.annotations] == ["missing"] and not any(len(t.x) for t in figure.data)
+    assert [a.text for a in figure.layout.annotations] == ["missing"] and {x for t in figure.data for x in t.x} == {
+        None
+    }
     assert f"correlation {theme.MISSING}, n = 0 pairs" in figure.layout.title.subtitle.text
     assert "missing: no pair" in likeness.describe(ROWS, "transport", name, None)
 
