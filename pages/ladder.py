@@ -14,6 +14,7 @@ from paraknow.figures import ladder, likeness
 from paraknow.runs import calibrate, store
 
 COMMAND = "paraknow calibrate"
+MANY = 6  # methods drawn at first: more stand too close
 NEEDED = {"rows": {"world", "rung", "model", "share", "share_ci"}, "pooled": {"rung", "model", "share", "share_ci"}}
 
 shell.heading(
@@ -43,7 +44,10 @@ def newest() -> tuple[dict, Path, bool] | None:
     for path, shipped in places:
         if not path.is_file():
             continue
-        found = parsed(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        try:
+            found = parsed(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        except OSError:
+            found = None
         if found is not None:
             return found, path, shipped
         st.warning(
@@ -58,22 +62,26 @@ def sentence(text: object) -> str:
     return shell.escape(re.sub(r"(?<![\w−-])-(?=\d)", "−", re.sub(r"-(0\.0+)(?!\d)", r"\1", str(text))))
 
 
+def of_method(text: object) -> str:
+    """A method's sentence, its name in bold."""
+    name, colon, rest = str(text).partition(": ")
+    return f"- **{shell.escape(name)}**: {sentence(rest)}" if colon else f"- {sentence(text)}"
+
+
 def verdict(found: dict) -> None:
     """What came out, in words, before any figure."""
-    said = [sentence(w) for w in found.get("words") or []]
-    passed = found.get("passed")
+    said, passed = list(found.get("words") or []), found.get("passed")
     if passed is None:
         st.info(
             "Without the clone pair, whose answer is known, nobody has checked that this measurement sees what is "
             "there.",
             icon=":material/info:",
         )
-    elif said:
-        first, said = said[0], said[1:]
-        (st.success if passed else st.error)(first, icon=":material/check_circle:" if passed else ":material/error:")
     else:
-        st.markdown("**The instrument passed its check.**" if passed else "**The instrument FAILED its check.**")
-    st.markdown("\n".join(f"- {s}" for s in said))
+        first = said.pop(0) if said else f"Instrument: it {'passed' if passed else 'FAILED'} its check."
+        icon = ":material/check_circle:" if passed else ":material/error:"
+        (st.success if passed else st.error)(sentence(first), icon=icon)
+    st.markdown("\n".join(of_method(s) for s in said))
 
 
 def journey(rows: pd.DataFrame, pooled: pd.DataFrame) -> None:
@@ -85,7 +93,13 @@ def journey(rows: pd.DataFrame, pooled: pd.DataFrame) -> None:
     shown = every
     if len(every) > 1:
         picked = a.multiselect(
-            "Methods", every, default=every, key="l.methods", placeholder="all", persist_state="session"
+            "Methods",
+            every,
+            default=every[:MANY],
+            key="l.methods",
+            placeholder="all",
+            help="What is drawn in the figure below; the table holds all of them.",
+            persist_state="session",
         )
         shown = picked or every
     beyond = pooled[["share"]].lt(ladder.FLOOR) | pooled[["share"]].gt(ladder.CEILING)

@@ -182,10 +182,13 @@ def cost(config: RunConfig) -> bool:
         st.error(shell.escape(found.refusal))
         return False
     a, b, c = st.columns(3)
+    count = catalogued.tuned(config)
     a.metric(
         "Fine-tuning",
-        f"{found.steps} steps",
-        f"{found.examples} examples, for each of {len(found.models)} models",
+        f"{found.steps} steps" if count else "none",
+        f"{found.examples} examples, for {f'each of {count} models' if count > 1 else 'one model'}"
+        if count
+        else "the methods train by themselves or not at all",
         delta_color="off",
         delta_arrow="off",
     )
@@ -206,8 +209,7 @@ def cost(config: RunConfig) -> bool:
     )
     stages = ", ".join(f"{k} {shell.size(v)}" for k, v in found.memory.items())
     st.caption(
-        f"Memory per stage, estimated: {stages}. “Nothing moved” is not fine-tuned; prompts too long for the "
-        "context lose their beginning and are counted."
+        f"Memory per stage, estimated: {stages}. Prompts too long for the context lose their beginning and are counted."
     )
     return True
 

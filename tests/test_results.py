@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from paraknow import config, files, inject, methods, models, results
-from paraknow.errors import RunError
+from paraknow.errors import InputError, RunError
 from paraknow.methods.base import Start
 from tests.conftest import SMALL
 from tests.methods.test_baselines import assert_untouched, state_of
@@ -241,15 +241,6 @@ def test_a_folder_with_nothing_in_it_is_no_result(tmp_path):
             results.kind(folder)
 
 
-def test_a_checkpoint_that_changed_on_its_way_is_noticed(tiny_pair, tmp_path):
-    _, student = tiny_pair
-    model = results.rebuilt(student, shaped(student, ffn=30))
-    logits = inject.probe_logits(model, IDS)
-    results.export_checkpoint(student, student.model, tmp_path / "out", {})  # the unmodified student
-    with pytest.raises(RunError, match="reload check: .*out gives logits that differ"):
-        inject.reload_check(student, IDS, {tmp_path / "out": logits}, tmp_path / "work")
-
-
 def test_an_adapter_and_a_checkpoint_are_checked_in_one_process(tiny_pair, tmp_path):
     _, student = tiny_pair
     with inject.attached(student, random_start(student, tuned=False)) as wrapped:
@@ -261,3 +252,35 @@ def test_an_adapter_and_a_checkpoint_are_checked_in_one_process(tiny_pair, tmp_p
     found = inject.reload_check(student, IDS, expected, tmp_path)
     assert set(found) == {str(tmp_path / "a"), str(tmp_path / "c")} and max(found.values()) < 1e-4
     assert not (tmp_path / "probe.safetensors").exists()
+
+
+def test_a_checkpoint_that_changed_on_its_way_is_noticed(tiny_pair, tmp_path, monkeypatch):
+    """What the fresh process says is held against the limit, folder by folder."""
+    from types import SimpleNamespace
+
+    said = SimpleNamespace(returncode=0, stdout="[0.00005, 0.4]\n", stderr="")
+    monkeypatch.setattr(inject.subprocess, "run", lambda *_, **__: said)
+    expected = {tmp_path / name: torch.ones(3, 4) for name in ("same", "other")}
+    with pytest.raises(RunError, match="reload check: .*other gives logits that differ by 0.4"):
+        inject.reload_check(tiny_pair[1], IDS, expected, tmp_path / "work")
+    said.returncode, said.stderr = 1, "Traceback\nOSError: gone\n"
+    with pytest.raises(RunError, match="reload check: the fresh process failed: OSError: gone"):
+        inject.reload_check(tiny_pair[1], IDS, expected, tmp_path / "work")
+
+
+def test_adapters_and_checkpoints_are_exported_and_decoders_are_not(tiny_pair, tmp_path):
+    _, student = tiny_pair
+    with inject.attached(student, random_start(student, tuned=False)) as wrapped:
+        inject.export(wrapped, tmp_path / "adapter", "x", {})
+        expected = {"adapter": inject.probe_logits(wrapped, IDS)}
+    model = results.rebuilt(student, shaped(student, ffn=30))
+    results.export_checkpoint(student, model, tmp_path / "checkpoint", {})
+    expected["checkpoint"] = inject.probe_logits(model, IDS)
+    for kind, logits in expected.items():
+        results.merge(student, tmp_path / kind, tmp_path / "out" / kind)
+        merged = models.load(str(tmp_path / "out" / kind), device="cpu")
+        torch.testing.assert_close(inject.probe_logits(merged.model, IDS), logits, atol=1e-3, rtol=0)
+    results.export_decoder(tmp_path / "decoder", {"weight": 0.5}, {})
+    with pytest.raises(InputError, match="cannot be exported"):
+        results.merge(student, tmp_path / "decoder", tmp_path / "out" / "decoder")
+    assert not (tmp_path / "out" / "decoder").exists()

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell
-from paraknow import checkpoints, checks, methods
+from paraknow import checkpoints, checks, methods, passes
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError
 from paraknow.figures import steps
@@ -90,10 +90,9 @@ def table(refused: dict[str, str] | None) -> pd.DataFrame:
     for name in (*names(), *names(controls=True)):
         m = catalogue[name]
         line = {"name": name, "title": m.title, "paradigm": "known answer" if known_answer(m) else m.paradigm}
-        line |= {"needs": ", ".join(m.needs) or None, "cost": m.cost, "reference": m.reference}
         if refused is not None:
             line["this pair"] = refused.get(name, "possible")
-        lines.append(line)
+        lines.append(line | {"needs": ", ".join(m.needs) or None, "cost": m.cost, "reference": m.reference})
     return pd.DataFrame(lines)
 
 
@@ -108,6 +107,12 @@ def expander(refused: dict[str, str] | None) -> None:
             "settings, as far as their headers tell."
         )
         shell.csv(shown, "methods", "methods")
+
+
+def tuned(config: RunConfig) -> int:
+    """How many of a config's models are fine-tuned, over its seeds."""
+    found = methods.candidates(config)
+    return len(config.run_seeds) * sum(passes.is_tuned(c, found[0]) for c in found)
 
 
 # -- in the form ------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Size:
     clone_steps: int
     sibling: tuple[int, int] = (96, 5)
     heal_steps: int = 1000
-    ladder_steps: int = 1600
+    ladder_steps: int = 1400
     head_dim: int = 24
     batch: int = training.BATCH
     skills: tuple[str, ...] = world.SKILLS

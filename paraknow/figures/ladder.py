@@ -168,12 +168,12 @@ def shares(
             _worlds(figure, single, [place[r] + offset[model] for r in single.rung], style, (low, high))
         own = pooled[pooled.model == model]
         _marks(figure, own, [place[r] + offset[model] for r in own.rung], plain(model), style, (low, high), 12)
-        _missing(figure, own, rows, [place[r] + offset[model] for r in own.rung], low)
+        _missing(figure, own, rows, [place[r] + offset[model] for r in own.rung])
     own = pooled[pooled.model == "oracle"]
     if len(own):
         known = Style(TEACHER.color, TEACHER.symbol)
         _marks(figure, own, [place[r] + slots[0] for r in own.rung], "the known answer", known, (low, high), 14)
-        _missing(figure, own, rows, [place[r] + slots[0] for r in own.rung], low)
+        _missing(figure, own, rows, [place[r] + slots[0] for r in own.rung])
     figure.update_xaxes(
         tickvals=list(place.values()),
         ticktext=[plain(r).replace("_", "<br>") for r in rungs],
@@ -308,8 +308,8 @@ def _worlds(
     )
 
 
-def _missing(figure: go.Figure, own: pd.DataFrame, rows: pd.DataFrame, xs: Sequence[float], low: float) -> None:
-    """A sign where a model was run on a rung and has no share, with the reason."""
+def _missing(figure: go.Figure, own: pd.DataFrame, rows: pd.DataFrame, xs: Sequence[float]) -> None:
+    """A word where a model was run on a rung and has no share, with the reason."""
     lacking = [(x, r) for x, r in zip(xs, _lines(own), strict=True) if pd.isna(r.share)]
     if not lacking:
         return
@@ -318,18 +318,9 @@ def _missing(figure: go.Figure, own: pd.DataFrame, rows: pd.DataFrame, xs: Seque
         at = rows[(rows.model == r.model) & (rows.rung == r.rung)]
         reasons = [str(m) for m in at.get("missing", pd.Series(dtype=object)) if isinstance(m, str)]
         said.append(f"{plain(r.model)} on {plain(r.rung)}: missing" + (f" ({plain(reasons[0])})" if reasons else ""))
-    figure.add_trace(
-        go.Scatter(
-            x=[x for x, _ in lacking],
-            y=[0.06] * len(lacking),
-            mode="text",
-            text=["missing"] * len(lacking),
-            textfont={"size": 10, "color": NEUTRAL},
-            showlegend=False,
-            customdata=said,
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    )
+    for (x, _), text in zip(lacking, said, strict=True):  # upright, for marks of other methods stand on both sides
+        words_ = {"text": "missing", "textangle": -90, "font": {"size": 11, "color": NEUTRAL}, "hovertext": text}
+        figure.add_annotation(x=x, y=0.04, yanchor="bottom", showarrow=False, **words_)
 
 
 def _guessing(figure: go.Figure, at: dict[str, float], place: dict[str, float], span: tuple[float, float]) -> None:

@@ -70,7 +70,8 @@ def predictor(
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 11}}
     figure.update_layout(legend=legend, showlegend=True, dragmode=False)
     rho = signed(correlation) if correlation is not None and correlation == correlation else MISSING
-    return frame(figure, title, 400, f"rank correlation {rho}, n = {n} pair{'s' * (n != 1)}", b=110)
+    height = 345 + 19 * own.rung.nunique()  # room for one rung a line in the legend
+    return frame(figure, title, height, f"rank correlation {rho}, n = {n} pair{'s' * (n != 1)}", b=80)
 
 
 def describe(rows: pd.DataFrame, method: str, name: str, correlation: float | None) -> str:

@@ -321,8 +321,9 @@ def share_words(row: dict[str, Any]) -> str:
     if row["share"] is None:
         return "no share that can be measured"
     if row["share_ci"] is None:
-        return f"{row['share']:.2f}"
-    return f"{row['share']:.2f} ({row['share_ci'][0]:.2f} to {row['share_ci'][1]:.2f})"
+        return f"{round(row['share'], 2) + 0.0:.2f}"
+    value, low, high = (round(x, 2) + 0.0 for x in (row["share"], *row["share_ci"]))  # + 0.0: never "-0.00"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def save(found: Calibration, path: Path, command: str) -> None:

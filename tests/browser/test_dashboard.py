@@ -41,7 +41,7 @@ pytestmark = [
     ),
 ]
 ROOT = Path(__file__).parents[2]
-PAGES = ("overview", "sensitivity", "similarity", "transfer", "benchmarks", "runs")
+PAGES = ("overview", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "runs")
 READY = "[data-testid=stApp][data-test-script-state=notRunning]"
 RUN_SECONDS = 400
 
@@ -164,6 +164,7 @@ def test_a_deep_link_on_a_cold_server_goes_through_the_app(visit: Visit) -> None
         "Similarity",
         "Transfer",
         "Benchmarks",
+        "Ladder",
         "Runs",
     ]
 
@@ -209,7 +210,7 @@ def test_no_page_shows_or_logs_an_error(theme: str, chromium, address: str) -> N
     visit = Visit(chromium, address, theme)
     for page in PAGES:
         visit.open(page)
-    for title in ("Overview", "Sensitivity", "Similarity", "Transfer", "Benchmarks", "Runs"):
+    for title in ("Overview", "Sensitivity", "Similarity", "Transfer", "Benchmarks", "Ladder", "Runs"):
         visit.go(title)
     visit.close()
 

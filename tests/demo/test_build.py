@@ -58,9 +58,7 @@ def test_training_repeats_bit_by_bit(demo_tokenizer):
 # -- the workshop: one folder, one model after another -------------------------------------------------
 
 SIZES = dict(build.SIZES)
-TINY = build.Size(
-    8, 10, (32, 2, 48, 4, 2), (16, 2, 32, 2, 1), 3, 3, 2, (24, 2), 2, 2, head_dim=16, batch=16, skills=()
-)
+TINY = build.Size(8, 10, (32, 2, 48, 4, 2), (16, 2, 32, 2, 1), 3, 3, 2, (24, 2), 2, 2, head_dim=16, batch=16, skills=())
 
 
 @pytest.fixture(scope="module")

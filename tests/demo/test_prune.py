@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,24 +37,22 @@ def logits(model, ids):
 def literal(model, ids, lengths):
     """Turn of every layer (L,), and usage of every neuron [(f,)], one text at a time without padding."""
     turns, usage = [[] for _ in model.model.layers], [[] for _ in model.model.layers]
+    states: list[torch.Tensor] = []
+    inside: list[torch.Tensor] = []
+    handles = [model.model.layers[-1].register_forward_hook(lambda _, __, out: states.append(out))]
+    for layer in model.model.layers:
+        handles.append(layer.register_forward_pre_hook(lambda _, given: states.append(given[0])))
+        handles.append(layer.mlp.down_proj.register_forward_pre_hook(lambda _, given: inside.append(given[0])))
     for row, length in zip(ids, lengths.tolist(), strict=True):
+        states.clear()
+        inside.clear()
         with torch.no_grad():
-            states = []
-            handles = [b.register_forward_pre_hook(lambda _, given: states.append(given[0])) for b in model.model.layers]
-            last, inside = [], []
-            handles.append(model.model.layers[-1].register_forward_hook(lambda _, __, out: last.append(out)))
-            handles += [
-                b.mlp.down_proj.register_forward_pre_hook(lambda _, given: inside.append(given[0]))
-                for b in model.model.layers
-            ]
             model(input_ids=row[None, :length], use_cache=False)
-            for handle in handles:
-                handle.remove()
-        after = last[0][0] if isinstance(last[0], tuple) else last[0]
-        states.append(after)
-        for layer, (one, other) in enumerate(zip(states[:-1], states[1:], strict=True)):
+        for layer, (one, other) in enumerate(pairwise(states)):
             turns[layer].append(1 - torch.nn.functional.cosine_similarity(one[0], other[0], dim=-1))
             usage[layer].append(inside[layer][0].abs())
+    for handle in handles:
+        handle.remove()
     norms = [b.mlp.down_proj.weight.norm(dim=0) for b in model.model.layers]
     return (
         torch.stack([torch.cat(t).mean() for t in turns]),

@@ -88,7 +88,7 @@ def test_what_lies_far_below_is_an_arrow_with_its_number():
 def test_missing_shares_are_said_and_not_drawn():
     figure = ladder.shares(ROWS, POOLED, NAMES)
     assert trace(figure, "seeking").y[2] is None
-    said = [c for t in figure.data if t.mode == "text" for c in t.customdata]
+    said = [a.hovertext for a in figure.layout.annotations if a.text == "missing"]
     assert "seeking on stranger: missing (no surplus)" in said and len(said) == 3
 
 

@@ -26,7 +26,8 @@ TASK = data.load_task("demo:people")
 def align(checkpoint):
     """Seeking on a teacher with a layer more than the student; embeddings take part."""
     teacher = models.load(str(checkpoint("llama", seed=3, num_hidden_layers=4)), device="cpu")
-    student = models.load(str(checkpoint("llama", seed=4, **SMALL | {"num_hidden_layers": 3}, num_key_value_heads=1)), device="cpu")
+    folder = checkpoint("llama", seed=4, **SMALL | {"num_hidden_layers": 3}, num_key_value_heads=1)
+    student = models.load(str(folder), device="cpu")
     settings = config.Locate(seeds=2, max_length=64, origins=("all",))
     found = locate(teacher, student, [TASK], settings)
     seeking = methods.get("seeking")
@@ -215,7 +216,7 @@ def test_a_control_of_a_method_without_a_rank_asks_for_none(checkpoint):
     pair = (checkpoint("llama"), checkpoint("llama", seed=1, **SMALL, num_key_value_heads=1))
     values = {"pair": dict(zip(("teacher", "student"), map(str, pair), strict=True)), "task": "demo:people"}
     values |= {"controls": ["zero", "noise", "shuffled_teacher"], "method": "transport", "similarity": {"parts": []}}
-    assert [c.label for c in check(config.parse(values)).candidates][0] == "transport"
+    assert check(config.parse(values)).candidates[0].label == "transport"
 
 
 def test_a_control_is_a_method_of_the_catalogue():

@@ -37,7 +37,7 @@ def test_the_verdict_comes_first_and_in_words(runs: Path, assets: Path) -> None:
     app = show("ladder")
     said = words(app).replace("\\", "")
     assert "it can be believed" in app.success[0].value.replace("\\", "") and not app.error
-    assert "seeking: on clone 0.05 (−0.07 to 0.17), nothing crossed" in said
+    assert "**seeking**: on clone 0.05 (−0.07 to 0.17), nothing crossed" in said
     assert "The last one of the runs folder" in said and "paraknow calibrate there --json" in [
         c.value for c in app.code
     ]
@@ -81,6 +81,17 @@ def test_methods_and_range_can_be_chosen(runs: Path, assets: Path) -> None:
     app.toggle(key="l.whole").set_value(True).run()
     app.selectbox(key="l.predicted").set_value("seeking").run()
     assert not app.exception and "n = 6 pairs" in app.get("plotly_chart")[2].proto.spec
+
+
+def test_many_methods_are_not_all_drawn_at_first(runs: Path, assets: Path) -> None:
+    found = tables.calibration(("0",))
+    for name in ("rows", "pooled"):
+        own = [r for r in found[name] if r["model"] == "seeking"]
+        found[name] += [{**r, "model": f"seeking-{k}"} for k in range(5) for r in own]
+    files.write_json(runs / calibrate.FILE, {**found, "words": [], "passed": False})
+    app = show("ladder")
+    assert len(app.multiselect(key="l.methods").value) == 6 and len(app.multiselect(key="l.methods").options) == 9
+    assert "FAILED its check" in app.error[0].value
 
 
 def test_what_an_older_calibration_lacks_is_missing(runs: Path, assets: Path) -> None:

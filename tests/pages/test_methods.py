@@ -119,3 +119,13 @@ def test_equal_and_missing_budgets(run: store.Run) -> None:  # noqa: F811
     assert "lacks the columns more" in words(show("benchmarks"))
     path.unlink()
     assert "before budgets were kept" in words(show("benchmarks"))
+
+
+def test_only_models_that_are_tuned_are_counted(run: store.Run) -> None:  # noqa: F811
+    app = show("transfer")
+    app.multiselect(key="t.baselines").set_value([]).run()
+    (first,) = [m for m in app.metric if m.label == "Fine-tuning"]
+    assert first.value == "22 steps" and first.delta == "675 examples, for each of 2 models"  # and its noise
+    app.selectbox(key="t.method.name").set_value("transport").run()
+    (first,) = [m for m in app.metric if m.label == "Fine-tuning"]
+    assert first.value == "none"

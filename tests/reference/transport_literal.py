@@ -1,4 +1,4 @@
-"""Maps between two models' spaces and moved neurons as METHODS 2.6 writes them: float64, numpy, one neuron at a time."""
+"""Maps between two models' spaces and moved neurons as METHODS 2.6 writes them: float64, one neuron at a time."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paraknow import cli, files, resources
+from paraknow import cli, files, inject, resources
 from paraknow.demo import build
 from paraknow.demo.rungs import LADDER, RUNGS
 from paraknow.errors import InputError
@@ -349,6 +349,7 @@ def test_an_unbuilt_folder_is_refused(command, tmp_path):
 
 def test_models_that_learned_nothing_fail_the_instrument(command, world, runs, tmp_path, monkeypatch):
     """End to end on a world without knowledge: no share can be measured, so the known answer is not found."""
+    monkeypatch.setattr(inject, "reload_check", lambda *_: {})  # two fresh processes, tested elsewhere
     monkeypatch.setattr(calibrate, "TUNE", calibrate.TUNE | {"epochs": 1})
     arguments = [str(world), "--rung", "clone", "--method", "transport", "--limit", "4", "--resamples", "200"]
     kept = tmp_path / "kept.json"
