@@ -16,10 +16,12 @@ from paraknow.errors import InputError
 
 @dataclass(frozen=True)
 class Family:
-    """A family's names. `norm_offset`: the effective norm scale is offset + weight."""
+    """A family's names. `norm_offset`: the effective norm scale is offset + weight. `scaled_embeddings`: the stream
+    begins with embeddings times √d."""
 
     name: str
     norm_offset: float = 0.0
+    scaled_embeddings: bool = False
 
 
 # All five share Llama's module names; they differ in biases, query/key norms and the norm's offset.
@@ -28,7 +30,7 @@ FAMILIES = {
     "mistral": Family("Mistral"),
     "qwen2": Family("Qwen2"),
     "qwen3": Family("Qwen3"),
-    "gemma": Family("Gemma", norm_offset=1.0),
+    "gemma": Family("Gemma", norm_offset=1.0, scaled_embeddings=True),
 }
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 

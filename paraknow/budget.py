@@ -28,13 +28,15 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
     spent = {"teacher_flops": 0.0, "student_flops": 0.0}
     handles = []
 
-    def counter(name: str, size: int, head: torch.Tensor) -> Any:
+    def counter(name: str, outside: int, head: torch.Tensor) -> Any:
         def count(module: Any, given: Any, named: dict[str, Any]) -> None:
             ids = named.get("input_ids", given[0] if given else None)
             tokens = ids.numel() if ids is not None else named["inputs_embeds"].shape[:-1].numel()
+            held = list(module.named_parameters())  # read here: a copy may be wider than the model was
+            size = outside + sum(p.numel() for n, p in held if "lora_" not in n and not n.startswith("embed_tokens."))
             work = size
             if torch.is_grad_enabled():
-                trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+                trained = sum(p.numel() for _, p in held if p.requires_grad)
                 work += size + trained + (head.numel() if head.requires_grad else 0)
             spent[name] += 2.0 * work * tokens
 
@@ -43,10 +45,9 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
     try:
         for name, loaded in (("teacher_flops", teacher), ("student_flops", student)):
             a = loaded.architecture
-            size = loaded.checkpoint.parameters - (0 if a.tied else a.vocabulary * a.hidden)
             # The hook sits on the decoder, whose parameters leave an untied lm_head out.
             untied = torch.empty(0) if a.tied else loaded.model.get_output_embeddings().weight
-            hook = counter(name, size, untied)
+            hook = counter(name, a.vocabulary * a.hidden, untied)
             handles.append(loaded.model.model.register_forward_pre_hook(hook, with_kwargs=True))
         yield spent
     finally:

@@ -34,12 +34,21 @@ def save_start(path: Path, start: Start, **more: Any) -> None:
     """Write a start; `more` is kept beside its numbers. Tables and losses are not part of it."""
     tensors: dict[str, torch.Tensor] = {"empty": torch.zeros(1)}  # safetensors wants at least one tensor
     for (layer, module), (b, a) in start.factors.items():
-        tensors[f"{layer}.{module}.B"], tensors[f"{layer}.{module}.A"] = (x.float().cpu().contiguous() for x in (b, a))
+        tensors[f"{layer}.{module}.B"], tensors[f"{layer}.{module}.A"] = (
+            x.detach().float().cpu().contiguous().clone()
+            for x in (b, a)  # safetensors wants no memory shared
+        )
     for (layer, module), weight in start.matrices.items():
         tensors[f"{layer}.{module}.W"] = weight.detach().cpu().contiguous()
     notes = {name: getattr(start, name) for name in NUMBERS} | more
     with files.replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"start": json.dumps(notes)})
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """What was kept beside a start, and its numbers, without its tensors."""
+    with safe_open(path, framework="pt") as stream:
+        return json.loads(stream.metadata()["start"])
 
 
 def read_start(path: Path) -> tuple[Start, dict[str, Any]]:
@@ -85,6 +94,11 @@ def rebuilt(student: Loaded, matrices: dict[Place, torch.Tensor]) -> Any:
                 f"align: {module} of layer {layer} is {shape}, which does not fit the model's other matrices "
                 f"({wider.shape(module)}); every layer must get as many neurons and heads."
             )
+    for (_, module), new in matrices.items():
+        if module in EMBEDDING and tuple(new.shape) != a.shape(module):
+            raise RunError(f"align: {module} is {tuple(new.shape)}, and the student's is {a.shape(module)}.")
+    if heads % kv_heads:
+        raise RunError(f"align: {heads} query heads cannot share {kv_heads} key/value heads evenly.")
     model = copy.deepcopy(student.model)
     for (layer, module), new in matrices.items():
         linear = model.get_submodule(a.path(module, layer))

@@ -62,7 +62,7 @@ SIZES = {
     "study": Size(
         120, 40, (128, 5, 384, 4, 2), (64, 4, 160, 2, 1), 800, 700, 700, (32, 4), 700, 550, 32, 64, ("reverse",)
     ),
-    "small": Size(8, 20, (64, 2, 128, 4, 2), (32, 2, 64, 2, 1), 200, 200, 100, (24, 1), 40, 60, 16),
+    "small": Size(8, 20, (64, 2, 128, 4, 2), (32, 2, 64, 2, 1), 200, 200, 100, (24, 2), 40, 60, 16),
 }
 OFFSETS = {"student": 1, "teacher": 2, "clone-teacher": 3, "sibling": 4, "equal": 5, "same-data": 6, "rotated": 7}
 
@@ -94,8 +94,12 @@ class Workshop:
         """The folder's own record if it is of this size and seed; else a new one. Raises InputError otherwise."""
         path = self.out / "record.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["seed"] != self.seed or _shared(found["size"]) != _shared(asdict(self.size)):
+            try:
+                found = files.read_json(path)
+                other = found["seed"] != self.seed or _shared(found["size"]) != _shared(asdict(self.size))
+            except (OSError, ValueError, KeyError, TypeError):
+                raise InputError(f"{path} cannot be read; name another folder with --out, or delete it.") from None
+            if other:
                 raise InputError(f"{path} is of another size or seed; name another folder with --out.")
             return {**found, "size": asdict(self.size)}
         return {
@@ -186,9 +190,8 @@ class Workshop:
         with files.replacing_folder(folder) as temporary:
             if mapping:
                 mapping[0].save(temporary)
-            model.to(torch.bfloat16).save_pretrained(temporary)
+            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
-        model.to(torch.float32)
         self.record["models"][name] = {
             "steps": steps,
             "parameters": sum(p.numel() for p in model.parameters()),

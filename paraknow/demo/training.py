@@ -156,6 +156,10 @@ def new_model(shape: tuple[int, int, int, int, int], head_dim: int, seed: int, t
     )
 
 
+@torch.no_grad()
 def stored(model: Any) -> Any:
-    """The model with its weights rounded to what bfloat16 stores, in float32."""
-    return model.to(torch.bfloat16).to(torch.float32)
+    """The model with its weights rounded to what bfloat16 stores, in float32. Buffers (the frequencies of rotary
+    positions) are not stored, so they are not rounded."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(torch.bfloat16))
+    return model

@@ -10,7 +10,7 @@ import difflib
 import importlib
 import pkgutil
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from pydantic import ValidationError
 
@@ -28,8 +28,23 @@ def catalogue() -> dict[str, Method]:
             method = importlib.import_module(f"{__name__}.{module.name}").METHOD
             found[method.name] = method
     for point in entry_points(group="paraknow.methods"):
-        found.setdefault(point.name, point.load())
+        if point.name not in found:
+            found[point.name] = _installed(point)
     return dict(sorted(found.items()))
+
+
+def _installed(point: EntryPoint) -> Method:
+    """Another package's method. Raises InputError where it cannot be loaded or is none."""
+    package = point.dist.name if point.dist else point.value
+    where = f"method {point.name!r} of the package {package}"
+    try:
+        method = point.load()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where} cannot be loaded ({reason}); update or uninstall that package.") from error
+    if not isinstance(method, Method) or method.name != point.name:
+        raise InputError(f"{where}: {point.value} is no Method of that name; update or uninstall that package.")
+    return method
 
 
 def get(name: str) -> Method:
@@ -71,6 +86,10 @@ def candidates(config: RunConfig) -> list[Candidate]:
         control = get(name)
         if control.paradigm != "control":
             raise InputError(f"controls: {name!r} is a method, not a control; put it under baselines.")
+        if name == "noise" and get(config.method.name).decode:
+            raise InputError(
+                f"controls: noise has no form for {config.method.name!r}, whose result is no adapter; leave it out."
+            )
         label = name if control.stands_alone else f"{config.method.title}+{name}"
         settings = settings_of(MethodChoice(name=name), "controls", inherited)
         result.append(Candidate(label, control, settings, control_of=config.method.name))

@@ -44,7 +44,7 @@ class Matching:
         if self.name != "vocabulary":
             m = maps.MAPS[self.name](r_t, r_s)
         else:
-            m = maps.procrustes(*(x.weight("embed", 0).double() for x in (self.teacher, self.student)))
+            m = maps.procrustes(_entry(self.teacher), _entry(self.student))
         return m, maps.fit(r_t, r_s, m)
 
     def by_vocabulary(self, module: str, layers: tuple[int, int]) -> torch.Tensor:
@@ -67,13 +67,22 @@ class Matching:
         import torch
 
         t, s = self.teacher.architecture.layers, self.student.architecture.layers
+        norms = [_gamma(self.student, layer, "q") for layer in range(s)]
         own = [_gram(self.student, layer) for layer in range(s)]
         rows = []
         for source in range(t):
-            gram = _gram(self.teacher, source)
-            carried = [n @ gram @ n.T for layer in range(s) for n in [self.by_vocabulary("q", (layer, source))]]
+            # N·G·Nᵀ up to a factor; the costly product is one a teacher layer, whatever the student's norms are
+            gamma = _gamma(self.teacher, source, "q")
+            turned = self.turn @ (gamma[:, None] * _gram(self.teacher, source) * gamma) @ self.turn.T
+            carried = [turned / one[:, None] / one for one in norms]
             rows.append(torch.stack([(a * b).sum() / (a.norm() * b.norm()) for a, b in zip(own, carried, strict=True)]))
         return torch.stack(rows)
+
+
+def _entry(loaded: Loaded) -> torch.Tensor:
+    """What the stream begins with at each token, (V, d)."""
+    embedded = loaded.weight("embed", 0).double()
+    return embedded * embedded.shape[1] ** 0.5 if loaded.architecture.family.scaled_embeddings else embedded
 
 
 def _gram(loaded: Loaded, layer: int) -> torch.Tensor:

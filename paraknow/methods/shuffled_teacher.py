@@ -7,9 +7,19 @@ where it goes is wrong.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from paraknow.errors import InputError
 from paraknow.methods.base import Align, Method, Start
+
+if TYPE_CHECKING:
+    from paraknow.checkpoints import Checkpoint
+
+
+def check(teacher: Checkpoint, student: Checkpoint, settings: Any) -> None:
+    """Raises InputError for a student of one layer, which leaves nothing to permute."""
+    if student.architecture.layers < 2:
+        raise InputError("controls: shuffled_teacher needs a student of at least two layers.")
 
 
 def start(align: Align) -> Start:
@@ -47,4 +57,5 @@ METHOD = Method(
     cost="as the method it stands beside",
     start=start,
     locates=True,
+    check=check,
 )

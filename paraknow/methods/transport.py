@@ -16,7 +16,7 @@ from pydantic import Field
 from paraknow.checkpoints import same_vocabulary
 from paraknow.config import FFN, MODULES, Part
 from paraknow.errors import InputError
-from paraknow.methods._carry import READS, Matching, known_points, read_streams, rebuilt_so_far
+from paraknow.methods._carry import Matching, known_points, read_streams, rebuilt_so_far
 from paraknow.methods.base import Align, Method, Start
 from paraknow.methods.shuffled_teacher import derangement
 
@@ -60,7 +60,8 @@ class Settings(Part):
         0,
         ge=0,
         le=100_000,
-        description="swap, widen: steps of tuning on known text afterwards, every matrix of layers.",
+        description="swap, widen: about so many steps of tuning on known text afterwards (whole passes over it), every "
+        "matrix of the layers.",
     )
     rows: int = Field(8192, ge=64, le=1_000_000, description="Tokens of known text that the maps are fitted on.")
 
@@ -88,6 +89,21 @@ def check(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> None:
         sizes = teacher.architecture.head_dim, student.architecture.head_dim
         if sizes[0] != sizes[1]:
             raise InputError(f"method.attention: heads of {sizes[0]} and {sizes[1]} directions do not fit together.")
+        if student.architecture.hidden % teacher.architecture.heads:  # transformers loads no such model
+            raise InputError(
+                f"method.attention: the teacher's {teacher.architecture.heads} heads do not divide the student's width "
+                f"of {student.architecture.hidden}; leave it off."
+            )
+        if _turning(teacher) != _turning(student):
+            raise InputError(
+                "method.attention: the two models turn queries and keys by different angles (rope_theta, rope_scaling, "
+                "attention_bias in config.json), so heads do not carry over; leave it off."
+            )
+    if settings.mode != "regress" and (acts := (_activation(teacher), _activation(student)))[0] != acts[1]:
+        raise InputError(
+            f"method.mode: the activation functions differ ({acts[0]} and {acts[1]}), so neurons would compute "
+            "something else in the student; only regress works."
+        )
     if settings.mode != "swap":
         for name, size in (("teacher", teacher.architecture.ffn), ("student", student.architecture.ffn)):
             if settings.neurons > size and not (name == "student" and settings.mode == "widen"):
@@ -121,6 +137,26 @@ def check(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> None:
 def holds(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> int:
     """Numbers in the streams of both models, of all layers, at every row."""
     return settings.rows * sum(a.layers * (3 * a.hidden + a.ffn) for a in (teacher.architecture, student.architecture))
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    import json
+
+    return json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _activation(checkpoint: Checkpoint) -> str:
+    values = _config(checkpoint)
+    default = "gelu_pytorch_tanh" if checkpoint.architecture.family.name == "Gemma" else "silu"
+    return values.get("hidden_activation") or values.get("hidden_act") or default
+
+
+def _turning(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What decides how attention reads positions, beside its weights."""
+    values = _config(checkpoint)
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    found = {"rope_theta": values.get("rope_theta") or 10000.0, "rope_type": "default"} | rope
+    return found | {"attention_bias": bool(values.get("attention_bias"))}
 
 
 def start(align: Align) -> Start:
@@ -177,9 +213,8 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
         for layer, source in enumerate(pairs):
             if settings.refit and layer:
                 now = replace(student, model=rebuilt_so_far(student, made))
-                streams["student"] |= {
-                    (k, m): x for (k, m), x in read_streams(now, points, "student").items() if k == layer and m in READS
-                }
+                fresh = read_streams(now, points, "student")
+                streams["student"] |= {p: x for p, x in fresh.items() if p[0] == layer and p[1] != "residual"}
             inputs = streams["student"][(layer, "gate")], streams["teacher"][(source, "gate")]
             read = match.reads("gate", (layer, source), *inputs)
             written = match.writes(streams["teacher"][(source, "residual")], streams["student"][(layer, "residual")])
@@ -226,7 +261,8 @@ def _regress(made: Start, align: Align, layer: int, moved: Neurons, x: torch.Ten
     import torch
 
     x, m = x.double(), m.double()
-    wanted = (torch.nn.functional.silu(x @ moved.gate.T) * (x @ moved.up.T)) @ moved.down
+    activation = align.teacher.model.get_submodule("model.layers.0.mlp").act_fn  # the carried FFN is the teacher's
+    wanted = (activation(x @ moved.gate.T) * (x @ moved.up.T)) @ moved.down
     target = wanted - m @ align.student.weight("down", layer).double().T
     gram = m.T @ m
     strength = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -254,7 +290,9 @@ def _heal(made: Start, align: Align) -> None:
     steps = tune.steps_of(len(items), settings)
     tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, "healing"))
     made.matrices = {place: weight.detach() for place, weight in moving.items()}
-    made.losses, made.steps, made.trainable = tuned.losses, len(tuned.losses), tuned.trainable
+    made.losses, made.steps, made.trainable = tuned.losses, tuned.steps, tuned.trainable
+    if tuned.warning:
+        made.facts["warning"] = tuned.warning
 
 
 def choose(align: Align, layer: int, count: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ knowledge that arrived.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from paraknow import checkpoints, files, resources
+from paraknow import checkpoints, data, files, resources
 from paraknow import config as configs
 from paraknow.config import RunConfig
 from paraknow.demo.rungs import RUNGS
@@ -74,10 +75,13 @@ def choice(text: str) -> dict[str, Any]:
         key, separator, value = entry.partition("=")
         if not separator:
             raise InputError(f"--method {text!r}: expected name:setting=value, such as transport:maps=ridge.")
-        values[key.strip()] = yaml.safe_load(value)
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--method {text!r}: the value of {key.strip()} is not valid YAML.") from None
     if rest and "label" not in values:
         said = [k if v is True else str(v).lower() for k, v in values.items() if k != "name"]
-        values["label"] = "-".join([name, *said])[:40]
+        values["label"] = re.sub(r"[^a-z0-9_.]+", "-", "-".join([name, *said]).lower()).strip("-._")[:40]
     return values
 
 
@@ -94,6 +98,9 @@ def plan(
     `beside` are further methods that run beside the first one, without controls of their own. On the clone rung the
     known answer is measured too. Raises InputError: a rung that is none or is not built, a method that is none.
     """
+    names = [folder.name for folder in folders]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"two folders are named {twice[0]!r}, and tables know a world by that; rename one.")
     jobs = []
     for folder in folders:
         for rung in rungs:
@@ -158,7 +165,11 @@ def existing(config: RunConfig) -> Run | None:
         facts = run.path("environment.json")
         if not facts.is_file():
             return run
-        known = files.read_json(facts)["models"]
+        found = files.read_json(facts)
+        tasks = dict.fromkeys((*config.task, *config.suites))
+        if found["data"] != {name: data.load_task(name, config.seed).hash for name in tasks}:
+            continue
+        known = found["models"]
         specs = {"teacher": config.pair.teacher, "student": config.pair.student}
         if all(known[n]["sha256"] == checkpoints.weights_hash(checkpoints.find(s)) for n, s in specs.items()):
             return run
@@ -177,7 +188,8 @@ def carry_out(jobs: Sequence[Job], execute: Callable[[Run], None], note: Callabl
     runs = []
     for number, job in enumerate(jobs):
         run = existing(job.config)
-        if run is None or run.status().get("state") != "done":
+        evaluated = run is not None and run.path("evaluate", "deltas.json").is_file()
+        if run is None or run.status().get("state") != "done" or not evaluated:
             run = run or store.create(job.config, state="running")
             note(f"{number + 1} of {len(jobs)}: {job.config.name} (run {run.id})")
             execute(run)
@@ -287,7 +299,7 @@ def verdict(
 
     if oracle := at.get(("clone", "oracle")):
         idle = [r for r in pooled if r["model"] == "zero" or r["model"].endswith("+shuffled_teacher")]
-        measured = [r for r in idle if r["share"] is not None]
+        measured = [r for r in idle if r["share_ci"] is not None]  # one share of several worlds has no interval
         loud = [r for r in measured if not nothing(r)]
         passed = oracle["share"] is not None and oracle["share"] >= ENOUGH and not loud and bool(measured)
         words.append(

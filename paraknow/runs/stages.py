@@ -16,7 +16,7 @@ from paraknow.checkpoints import weights_hash
 from paraknow.errors import RunError
 from paraknow.evaluate import deltas, harness
 from paraknow.locate.located import Located, locate
-from paraknow.methods.base import Candidate, Method
+from paraknow.methods.base import Method
 from paraknow.models import Loaded, load
 from paraknow.progress import Progress, part
 from paraknow.runs.session import Session
@@ -146,17 +146,22 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
             f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}."
         )
     files.write_table(session.run.path("evaluate", "items.parquet"), items)
-    rows = deltas.rows(items, controls_of(session.checked.candidates), config.evaluate.resamples, config.seed)
+    rows = deltas.rows(items, _controls(session), config.evaluate.resamples, config.seed)
     files.write_json(session.run.path("evaluate", "deltas.json"), {"run": session.run.id, "rows": rows})
     for file in parts:
         file.unlink(missing_ok=True)
 
 
-def controls_of(candidates: list[Candidate]) -> dict[str, list[str]]:
-    """Which controls a method is held against: a run's controls are the examined method's own."""
-    # The oracle is the right answer, not something to be above.
-    controls = [c.label for c in candidates if c.control_of and not c.method.needs_clone]
-    return {candidates[0].label: controls}
+def _controls(session: Session) -> dict[str, list[str]]:
+    """Which controls a method is held against: a run's controls are the examined method's own.
+
+    The oracle is the right answer, not something to be above; a control that starts as the method does is the method.
+    """
+    candidates = session.checked.candidates
+    controls = [c for c in candidates if c.control_of and not c.method.needs_clone]
+    starts = {c.label: session.start_file(c, session.config.run_seeds[0]) for c in controls}
+    kept = [n for n, file in starts.items() if not (file.is_file() and results.read_notes(file).get("same"))]
+    return {candidates[0].label: kept}
 
 
 def _limited(examples: tuple[data.Example, ...], limit: int | None) -> list[data.Example]:

@@ -33,8 +33,12 @@ def stage_align(session: Session, progress: Progress) -> None:
             start = candidate.method.start(align)
         if bad := results.unsound(start):
             raise RunError(f"align: {candidate.label} gives NaN or infinity for {bad[1]} of layer {bad[0]}.")
-        if candidate.control_of and candidate.label != "zero":
-            _warn_if_same(session, candidate, seed, start)
+        same = bool(candidate.control_of) and candidate.label != "zero" and _same(session, seed, start)
+        if same:
+            session.warn(
+                f"align: the control {candidate.label} starts exactly as the method does, so it tells nothing here and "
+                "does not count."
+            )
         for fact in ("stopped", "warning"):
             if fact in start.facts:
                 session.warn(f"align: {candidate.label}: {start.facts[fact]}")
@@ -43,7 +47,8 @@ def stage_align(session: Session, progress: Progress) -> None:
             files.write_table(session.start_file(candidate, seed).with_suffix(".parquet"), pd.DataFrame(start.table))
         if start.losses:
             _write_losses(session, candidate, seed, start.losses)
-        results.save_start(session.start_file(candidate, seed), start, facts=_plain(start.facts), **spent)
+        notes = {"facts": _plain(start.facts), "same": same, **spent}
+        results.save_start(session.start_file(candidate, seed), start, **notes)
         report(1, 1)
     tables = [pd.read_parquet(session.start_rows(candidate, seed)) for candidate, seed in jobs]
     files.write_table(session.run.path("align", "starts.parquet"), pd.concat(tables, ignore_index=True))
@@ -99,9 +104,10 @@ def _rows(session: Session, candidate: Candidate, seed: int, start: Start) -> li
     return rows
 
 
-def _warn_if_same(session: Session, candidate: Candidate, seed: int, start: Start) -> None:
+def _same(session: Session, seed: int, start: Start) -> bool:
+    """Whether a control's start is the examined method's own."""
     examined, _ = results.read_start(session.start_file(session.checked.candidates[0], seed))
-    same = (
+    return (
         start.factors.keys() == examined.factors.keys()
         and start.matrices.keys() == examined.matrices.keys()
         and all(
@@ -110,10 +116,6 @@ def _warn_if_same(session: Session, candidate: Candidate, seed: int, start: Star
         )
         and all(torch.equal(w.cpu(), examined.matrices[p]) for p, w in start.matrices.items())
     )
-    if same:
-        session.warn(
-            f"align: the control {candidate.label} starts exactly as the method does, so it tells nothing here."
-        )
 
 
 def _write_losses(session: Session, candidate: Candidate, seed: int, losses: list[float]) -> None:
