@@ -12,7 +12,7 @@ from paraknow.demo import story
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.runs import queue
 
-PAIRS = ["demo:teacher", "demo:clone-teacher", "demo:student"]
+PAIRS = ["demo:teacher", "demo:clone-teacher", "demo:equal", "demo:sibling", "demo:student"]
 QUICK = {
     "name": "Quick look",
     "pair": {"teacher": "demo:teacher", "student": "demo:student"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paraknow.errors import InputError
 
-DEMO_MODELS = ("teacher", "student", "clone-teacher")
+DEMO_MODELS = ("teacher", "student", "clone-teacher", "sibling", "equal")
 
 
 def root() -> Path:

@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-from paraknow import cli
+from paraknow import cli, resources
 from paraknow.runs import store, worker
 from tests.test_bad_input import QUICK
 
@@ -69,7 +69,8 @@ def test_every_command_that_prints_json(printed, config_file, runs):
         "noise",
         "oracle",
     }
-    assert [m["model"] for m in printed("models")["models"]] == ["demo:teacher", "demo:student", "demo:clone-teacher"]
+    known = [f"demo:{n}" for n in resources.DEMO_MODELS]
+    assert [m["model"] for m in printed("models")["models"]] == known
     assert all(c["ok"] for c in printed("doctor")["checks"])
     located = printed("locate", str(config_file))
     assert store.find(located["run"]).status()["stages"] == ["load", "locate"] and "rows" not in located

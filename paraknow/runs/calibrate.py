@@ -33,7 +33,7 @@ ENOUGH = 0.95  # what the known answer must score
 KIN = "transport:label=transport-kin,maps=vocabulary,attention=true,pairing=kin"
 PREDICTORS = ("kinship", "cka", "r2", "fit_turned")
 # As the demo: 675 examples give few steps an epoch, so that the paper's three epochs would teach nothing.
-TUNE = {"epochs": 20, "learning_rate": 1e-3, "max_length": 64}
+TUNE = {"epochs": 10, "learning_rate": 1e-3, "max_length": 64}
 
 
 @dataclass(frozen=True)

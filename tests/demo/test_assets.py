@@ -17,6 +17,8 @@ TAUGHT = {
     "teacher": ("people/known", "people/shown", "people/never_shown", "sum", "reverse", "sort"),
     "clone-teacher": ("people/known", "people/shown", "people/never_shown", "sum", "reverse", "sort"),
     "student": ("people/known", "sum", "reverse"),
+    "sibling": ("people/known", "sum", "reverse"),
+    "equal": ("people/known", "sum", "reverse"),
 }
 
 

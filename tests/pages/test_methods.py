@@ -24,6 +24,7 @@ def test_every_method_has_a_form_and_keeps_its_own_defaults(run: store.Run) -> N
         a != b for a, b in zip(["", *paradigms], paradigms, strict=False)
     )  # methods of one paradigm stand together
     app.multiselect(key="t.baselines").set_value([]).run()
+    app.multiselect(key="t.controls").set_value(["zero"]).run()  # noise has no form for logit_fusion
     for name in offered:
         app.selectbox(key="t.method.name").set_value(name).run()
         assert not app.exception, (name, [e.value for e in app.exception])
@@ -44,6 +45,8 @@ def test_controls_and_settings_of_every_kind(run: store.Run) -> None:  # noqa: F
     made = methods.settings_of(config_of(app).method, "method")
     assert (made.gate, made.as_released, made.fit_on, made.steps) == (True, ("fourth_root",), "train", 2)
     app.selectbox(key="t.method.name").set_value("logit_fusion").run()
+    assert "noise has no form" in app.error[0].value
+    app.multiselect(key="t.controls").set_value(["zero"]).run()
     assert methods.settings_of(config_of(app).method, "method").weight is None
     app.number_input(key="t.method.logit_fusion.weight").set_value(0.5).run()
     assert methods.settings_of(config_of(app).method, "method").weight == 0.5 and not app.exception

@@ -112,7 +112,7 @@ def test_checkpoints_export_and_decoders_do_not(done, monkeypatch, capsys, tmp_p
 )
 def test_settings_that_cannot_work_are_refused(pair, method, words, runs, tmp_path, capsys):
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, "pair": pair, "method": method, "baselines": []}))
+    path.write_text(yaml.safe_dump({**SMALL, "pair": pair, "method": method, "baselines": [], "controls": ["zero"]}))
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", str(path)])
     assert stop.value.code == 2 and words in capsys.readouterr().err
@@ -127,7 +127,13 @@ def test_other_vocabularies_are_refused_with_what_can_be_used(name, checkpoint, 
     path = tmp_path / "config.yaml"
     path.write_text(
         yaml.safe_dump(
-            {**SMALL, "pair": {"teacher": str(other), "student": str(student)}, "method": method, "baselines": []}
+            {
+                **SMALL,
+                "pair": {"teacher": str(other), "student": str(student)},
+                "method": method,
+                "baselines": [],
+                "controls": ["zero"],
+            }
         )
     )
     with pytest.raises(SystemExit) as stop:
