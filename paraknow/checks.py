@@ -30,16 +30,16 @@ def check(config: RunConfig) -> Checked:
     candidates = methods.candidates(config)
     teacher, student = find(config.pair.teacher), find(config.pair.student)
     check_blocks(teacher, student, config.locate)
-    _check_ranks(candidates, student, config)
+    check_ranks(candidates, student, config)
     if any(c.method.needs_clone for c in candidates):
-        _check_clone(teacher, student)
+        check_clone(teacher, student)
     for candidate in candidates:
         if candidate.method.check:
             candidate.method.check(teacher, student, candidate.settings)
     for name in dict.fromkeys((*config.task, *config.suites)):
         task = data.load_task(name, config.seed)
         if name in config.task:
-            _check_examples(task, config)
+            check_examples(task, config)
     device, free = free_bytes(config.device)
     memory = peaks(config, teacher, student, candidates, device)
     _check_memory(config, memory, device, free)
@@ -62,7 +62,7 @@ def peaks(
     return memory
 
 
-def _check_examples(task: data.Task, config: RunConfig) -> None:
+def check_examples(task: data.Task, config: RunConfig) -> None:
     settings = config.similarity
     if {"cka", "stitching"} & set(settings.parts) and (count := len(task.split(settings.split))) < 4:
         raise InputError(
@@ -71,7 +71,7 @@ def _check_examples(task: data.Task, config: RunConfig) -> None:
         )
 
 
-def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunConfig) -> None:
+def check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunConfig) -> None:
     for candidate in (c for c in candidates if not c.control_of):
         rank = getattr(candidate.settings, "rank", 0)
         for module in config.locate.selected():
@@ -83,7 +83,7 @@ def _check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunCo
                 )
 
 
-def _check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
+def check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
     a, b = teacher.architecture, student.architecture
     if not (teacher.folder / "clone_map.safetensors").is_file() or (a.hidden, a.layers) != (2 * b.hidden, b.layers):
         raise InputError(

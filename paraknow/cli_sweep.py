@@ -70,7 +70,7 @@ def _keep(frame: Any, out: Path) -> None:
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row as people read it, intervals beside every number."""
     from paraknow.runs.sweep import KEPT
-    from paraknow.screen import _interval
+    from paraknow.screen import interval
 
     about = {k: v for k, v in row.items() if k not in (*KEPT, "run", "state", "error")}
     return {
@@ -80,9 +80,9 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
         "suite": row["suite"],
         "group": row["group"],
         "model": row["model"],
-        "accuracy": _interval(row["accuracy"], row["ci"]),
-        "difference to student": _interval(row["delta"], row["delta_ci"]),
-        "share arrived": _interval(row["share"], row["share_ci"]),
+        "accuracy": interval(row["accuracy"], row["ci"]),
+        "difference to student": interval(row["delta"], row["delta_ci"]),
+        "share arrived": interval(row["share"], row["share_ci"]),
         "above all controls": {True: "yes", False: "no", None: "–"}[row["claim"]],
     }
 

@@ -173,9 +173,9 @@ def _check_shapes(spec: str, a: Architecture, shapes: Mapping[str, tuple[int, ..
 def _check(config: RunConfig, candidates: Sequence[Candidate], teacher: Checkpoint, student: Checkpoint) -> None:
     """What checks.check refuses, without weights, memory and devices."""
     checkpoints.check_blocks(teacher, student, config.locate)
-    checks._check_ranks(list(candidates), student, config)
+    checks.check_ranks(list(candidates), student, config)
     if any(c.method.needs_clone for c in candidates):
-        checks._check_clone(teacher, student)
+        checks.check_clone(teacher, student)
     for candidate in candidates:
         if candidate.method.check:
             candidate.method.check(teacher, student, candidate.settings)
@@ -190,7 +190,7 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
     if not name.startswith("hub:"):
         task = data.load_task(name, config.seed)
         if name in config.task:
-            checks._check_examples(task, config)
+            checks.check_examples(task, config)
         asked = list(_limited(task.test, limit))
         return Counts(len(task.train), len(task.align), len(asked), sum(len(e.choices or (1,)) for e in asked))
     known = sizes or Sizes()
@@ -312,6 +312,10 @@ def _moved(candidate: Candidate, work: Work) -> tuple[str, int | None, int]:
         return "nothing", 0, 0
     if name == "oracle":
         return f"{s.layers * len(MODULES)} whole matrices", 0, 0
+    if name == "semalign":
+        wanted = [m for m in work.config.locate.selected() if m in ("up", "down", "v", "o")]
+        size = s.layers * settings.rank * sum(sum(s.shape(m)) for m in wanted)
+        return f"{len(wanted) * s.layers} matrices at rank {settings.rank}", size, 0
     if hasattr(settings, "rank"):
         return f"{count} blocks at rank {settings.rank}", passes.lora_size(work.config, s, settings.rank), 0
     return "not known of this method", None, 0

@@ -303,11 +303,34 @@ def _block_scales(work: Work, candidate: Candidate) -> list[Pass]:
     return [*(aligned(work, own, own) or []), scales]
 
 
+def _semalign(work: Work, candidate: Candidate) -> list[Pass]:
+    """Layers scored by the teacher; then, layer after layer, the student forward and back and the teacher forward.
+
+    Measured before a layer and after every epoch on as many examples as seeds. At most: layers that follow none are
+    not trained.
+    """
+    settings, at = candidate.settings, (None, "train", work.config.tune.max_length)
+    sizes, total = work.student.architecture, work.total("train")
+    seeds = _at_most(work.config.locate.seeds, total)
+    layers = min(sizes.layers, settings.layers or sizes.layers)
+    seen = _times(layers * settings.epochs, total)
+    measured = layers * (settings.epochs + 1) * seeds + (seeds if settings.map == "fitted" else 0)
+    wanted = [m for m in work.config.locate.selected() if m in ("up", "down", "v", "o")]
+    size = sum(settings.rank * sum(sizes.shape(m)) for m in wanted)
+    return [
+        work.read("align", f"{candidate.label}: layers", "teacher", seeds, seeds, at=at),
+        work.read("align", candidate.label, "student", seen, seen, size, at),
+        work.read("align", candidate.label, "teacher", seen, at=at),
+        *(work.read("align", f"{candidate.label}: measured", m, measured, at=at) for m in ("teacher", "student")),
+    ]
+
+
 READ: dict[str, Callable[[Work, Candidate], list[Pass]]] = {
     "eva": _few(back=False),
     "corda": _few(back=False),
     "lora_ga": _few(back=True),
     "laten": _laten,
+    "semalign": _semalign,
     "transport": _transport,
     "distillation": _teaching(1),
     "masked_distillation": _teaching(2),

@@ -140,7 +140,7 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("[", r"\[")
 
 
-def _interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
+def interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
     if value is None:
         return "–"
     if bounds is None:
@@ -156,11 +156,11 @@ def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
             "group": r["group"],
             "model": r["model"],
             "n": r["n"],
-            "accuracy (95 %)": _interval(r["accuracy"], r["ci"]),
-            "difference to student": _interval(r["delta"], r["delta_ci"]),
+            "accuracy (95 %)": interval(r["accuracy"], r["ci"]),
+            "difference to student": interval(r["delta"], r["delta_ci"]),
             "gained/lost": "–" if r["gained"] is None else f"{r['gained']}/{r['lost']}",
             "loss": f"{r['loss']:.2f}",
-            "share arrived": _interval(r["share"], r["share_ci"]),
+            "share arrived": interval(r["share"], r["share_ci"]),
             "above all controls": {True: "yes", False: "no", None: "–"}[r["claim"]],
         }
         for r in rows

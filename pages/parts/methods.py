@@ -75,7 +75,7 @@ def refusals(teacher: str, student: str) -> dict[str, str]:
     for name, method in methods.catalogue().items():
         try:
             if method.needs_clone:
-                checks._check_clone(*pair)
+                checks.check_clone(*pair)
             if method.check:
                 method.check(*pair, method.settings())
         except ParaKnowError as error:

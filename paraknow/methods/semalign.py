@@ -1,270 +1,202 @@
-"""SemAlign, first version: student layers learn to mean what the teacher's mean (arXiv 2510.24208v1; METHODS 2.3).
+"""SemAlign: the teacher's sublayer outputs, carried into the student's hidden space through the vocabulary, teach a
+LoRA layer after layer (arXiv 2510.24208v1, its first version; METHODS 2.3).
 
-Notation as in `_semantics`. The loss of student layer k, alone trainable, is
-[1 − cos(h_k, h*)] + [1 − cos(logits, onehot)]: the first a mean over both sublayers and answer positions, the second
-over answer tokens. Layers learn one after another, shallow to deep.
+What is learned from is made in `_semantics`, the training is in `_layerwise`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from paraknow.errors import InputError, RunError
-from paraknow.methods._semantics import (
-    SUBLAYERS,
-    Outputs,
-    batch_of,
-    fitted,
-    fractional,
-    layer_scores,
-    pairing,
-    random_frame,
-    sublayer_outputs,
-    unit_inverse,
-)
-from paraknow.methods.base import Align, Method, Place, RankSettings, Start
+from paraknow.checkpoints import same_vocabulary
+from paraknow.config import Part
+from paraknow.errors import InputError
+from paraknow.methods import _layerwise, _semantics
+from paraknow.methods._semantics import Pairing
+from paraknow.methods.base import Align, Method, Start
+from paraknow.progress import part
 
 if TYPE_CHECKING:
-    import torch
-
     from paraknow.checkpoints import Checkpoint
-    from paraknow.data import Encoded
 
-MODULES = ("up", "down", "v", "o")  # where SemAlign puts its LoRA
-Sources = dict[int, list[tuple[int, float]]]  # student layer → teacher layers with weights
-Maps = dict[Place, "torch.Tensor"]  # (teacher layer, sublayer) → M, for one student layer
+MODULES = ("up", "down", "v", "o")
 
 
-class Settings(RankSettings):
-    """Which layers teach, how they are paired and mapped, and the schedule."""
+class SemAlignSettings(Part):
+    """SemAlign's settings."""
 
-    epochs: int = Field(5, ge=1, le=1000, description="Passes over the training split, for each layer. SemAlign: 5.")
+    rank: int = Field(16, ge=1, le=65536, description="LoRA rank r; α = r. SemAlign: 16.")
+    epochs: int = Field(5, ge=1, le=10000, description="Passes over the training split for every layer. SemAlign: 5.")
     batch_size: int = Field(64, ge=1, le=65536, description="Examples per optimiser step. SemAlign: 64.")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW's rate. SemAlign: 3e-4.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW's rate, constant. SemAlign: 3e-4.")
     layers: int | None = Field(
         None,
         ge=1,
-        le=1000,
-        description="How many teacher layers teach: those of largest gradient × activation. None: all.",
+        le=10000,
+        description="How many teacher layers are followed, those of the largest gradient × activation. All by default; "
+        "SemAlign: the critical ones.",
     )
     pairing: Literal["floor", "interpolate"] = Field(
-        "floor", description="A student layer's own depth, rounded down, or the two teacher layers around it, mixed."
+        "floor",
+        description="floor: student layer k follows teacher layer ⌊k·L_T/L_S⌋. interpolate: a mix of the two teacher "
+        "layers around the depth k·L_T/L_S. SemAlign: floor.",
     )
     map: Literal["vocabulary", "fitted", "random_frame"] = Field(
         "vocabulary",
-        description="How a teacher's output is read in the student's space: through both vocabularies (SemAlign), by "
-        "least squares on seeds, or through a random frame (a control: it is nearly as orthogonal).",
+        description="How the teacher's outputs become the student's. vocabulary: through the pseudo-inverses of both "
+        "models' output heads (one vocabulary needed). fitted: least squares on the seeds. random_frame: random "
+        "directions in place of the pseudo-inverses, to see what the vocabulary adds. SemAlign: vocabulary.",
     )
 
 
-def check(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> None:
-    """Raises InputError: two vocabularies, or more teaching layers than the teacher has."""
-    from paraknow.checkpoints import same_vocabulary
+# -- what is refused, what is kept -----------------------------------------------------------------------
 
-    if not same_vocabulary(teacher, student):
-        raise InputError(
-            f"method 'semalign' needs one vocabulary, and {teacher.spec} and {student.spec} have different ones; use "
-            "seeking, laten or sft."
-        )
+
+def check(teacher: Checkpoint, student: Checkpoint, settings: SemAlignSettings) -> None:
+    """Raises InputError: a map that needs one vocabulary where there are two, or more layers than the teacher has."""
+    check_map(teacher, student, settings)
     if settings.layers is not None and settings.layers > teacher.architecture.layers:
         raise InputError(
             f"method.layers: {settings.layers} is more than the teacher's {teacher.architecture.layers} layers."
         )
 
 
+def check_map(teacher: Checkpoint, student: Checkpoint, settings: SemAlignSettings) -> None:
+    """Raises InputError: a map that needs one vocabulary where there are two."""
+    if settings.map != "fitted" and not same_vocabulary(teacher, student):
+        raise InputError(
+            f"method.map: {settings.map} of method 'semalign' needs one vocabulary, and {teacher.spec} and "
+            f"{student.spec} have different ones; use map: fitted, or the method seeking or laten."
+        )
+
+
+def holds(teacher: Checkpoint, student: Checkpoint, settings: SemAlignSettings) -> int:
+    """Numbers in M and, in float64, in what it is made from: Gram matrices and their eigenvectors."""
+    t, s = teacher.architecture.hidden, student.architecture.hidden
+    return s * t + 4 * (s * t + 3 * max(s, t) ** 2 + _semantics.CHUNK * (s + t))
+
+
+def _modules(align: Align) -> list[str]:
+    found = [m for m in align.locate.selected() if m in MODULES]
+    if not found:
+        raise InputError(f"locate.modules: method 'semalign' trains {', '.join(MODULES)}, and none of them takes part.")
+    return found
+
+
+def plain_lora(align: Align, layers: Sequence[int], modules: Sequence[str]) -> Start:
+    """LoRA of the named matrices that changes nothing yet: A (r, in) from N(0, 1/r²) by the seed, B (out, r) zero."""
+    import torch
+
+    student, rank = align.student, align.settings.rank
+    generator, factors = torch.Generator().manual_seed(align.seed), {}
+    for layer in layers:
+        for module in modules:
+            out, into = student.architecture.shape(module)
+            if rank > min(out, into):
+                raise InputError(
+                    f"method.rank: {rank} is above the shorter side of the student's {module} matrix {(out, into)}."
+                )
+            a = torch.randn(rank, into, generator=generator) / rank
+            factors[(layer, module)] = (torch.zeros(out, rank, device=student.device), a.to(student.device))
+    return Start(factors, tuned=False)
+
+
+# -- the method ------------------------------------------------------------------------------------------
+
+
 def start(align: Align) -> Start:
-    """A trained LoRA of rank r on up, down, v and o of every student layer that has a teacher.
+    """A LoRA of up, down, v and o, trained layer after layer: the transferred change itself, not tuned again.
 
-    `table`: one row per student layer with its teachers, its first and last loss and cosine with h*. Raises
-    InputError (none of these matrices takes part), RunError (the loss is not finite from the first step on).
+    `table`: one row per trained student layer, counted from 0: student_layer, teacher_layers (those it follows),
+    first_loss and last_loss (of a batch of training examples), cos_before and cos_after (mean cos(h_k, h*) on training
+    examples other than the seeds, where there are any; before: with all earlier layers trained).
+
+    Raises InputError (no matrix or example to work from, a map that needs one vocabulary), RunError (scores or losses
+    that are not finite).
     """
-    return _start(align, _sources)
+    return _start(align)
 
 
-def _start(align: Align, choose: Callable[[Align, list[Encoded]], Sources]) -> Start:
-    from paraknow import data, inject
-    from paraknow.methods._teaching import read_back
-
-    student, teacher, settings = align.student, align.teacher, align.settings
-    modules = [m for m in MODULES if m in align.locate.selected()]
-    if not modules:
-        raise InputError("locate.modules: semalign trains up, down, v and o, and none of them takes part.")
-    length = min(align.tune.max_length, teacher.architecture.context)
-    items = align.other(tune=align.tune.model_copy(update={"max_length": length})).encode(align.train, student)
-    chosen = set(data.sample(align.train, align.locate.seeds, align.seed))
-    seeds = [item for item in items if item.example in chosen] or items[:1]
-    sources = choose(align, seeds)
-    blocks = [b for b in align.blocks if b.student_layer in sources and b.module in modules]
-    begun = Start(inject.peft_start(align.other(blocks=blocks), "gaussian"))
-    made = Start(tuned=False, examples=len(items))
-    with inject.attached(student, begun) as wrapped:
-        wanted = {p: p.requires_grad for p in wrapped.parameters()}
-        steps = settings.epochs * -(-len(items) // settings.batch_size)
-        for number, layer in enumerate(sorted(sources)):
-            moving = []
-            for name, parameter in wrapped.named_parameters():
-                own = wanted[parameter] and f".layers.{layer}." in name
-                parameter.requires_grad_(own)
-                moving += [parameter] if own else []
-            made.trainable += sum(p.numel() for p in moving)
-            maps = _maps(align, wrapped, layer, sources[layer], seeds)
-            before = number * steps
-            stopped = _teach_layer(
-                align, wrapped, layer, (sources[layer], maps), moving, items, made, (before, len(sources) * steps)
-            )
-            if stopped:
-                made.facts["stopped"] = stopped
-                break
-        made.factors = read_back(wrapped, align, begun)
-    return made
-
-
-def _sources(align: Align, seeds: list[Encoded]) -> Sources:
-    """Which teacher layers each student layer learns from."""
-    t, s = align.teacher.architecture.layers, align.student.architecture.layers
-    count = align.settings.layers or t
-    attributed = layer_scores(align.teacher, seeds).topk(min(count, t)).indices.tolist()
-    got = pairing(t, s, attributed)
-    if align.settings.pairing == "floor":
-        made = {k: [(layer, 1 / len(layers)) for layer in layers] for k, layers in got.items()}
-    else:
-        made = {k: fractional(t, s, k) for k in got}
-    return made
+def _random(align: Align) -> Start:
+    """The control `random_window` in SemAlign's form: targets point anywhere, for M is made of random frames."""
+    return _start(align, how="random_frame")
 
 
 def _shuffled(align: Align) -> Start:
-    """The same teacher layers, each teaching a student layer that is not its own."""
+    """The same teacher layers, none of them followed by its own student layer."""
+    return _start(align, shuffled=True)
+
+
+def _start(align: Align, how: str | None = None, shuffled: bool = False) -> Start:
+    from paraknow import inject
+    from paraknow.methods._teaching import read_back
+    from paraknow.methods._translate import frozen
+
+    settings, teacher, student = align.settings, align.teacher, align.student
+    if how is None:
+        how = settings.map
+        check_map(teacher.checkpoint, student.checkpoint, settings)
+    modules, texts = _modules(align), _semantics.read_texts(align, align.train)
+    seeds, probe = _semantics.seeds_and_probe(texts, align.locate.seeds, align.seed)
+    with frozen(teacher.model), frozen(student.model):
+        most = student.architecture.layers * _layerwise.steps_of(settings, len(texts))
+        whole = len(seeds) + most
+        report = part(align.progress, 0, whole, "scoring the teacher's layers")
+        scores = _semantics.layer_scores(teacher, [t.teacher for t in seeds], report)
+        attributed = _semantics.best_layers(scores, settings.layers)
+        sizes = (teacher.architecture.layers, student.architecture.layers)
+        pairing = _semantics.pair(attributed, sizes, settings.pairing)
+        if shuffled:
+            pairing = _deranged(pairing, align.seed)
+        m = _semantics.make_map(align, how, pairing, seeds)
+        plain = plain_lora(align, sorted(pairing), modules)
+        report = part(align.progress, len(seeds), whole, "aligning layer after layer", scale=most)
+        with inject.attached(student, plain) as wrapped:
+            pad = student.tokenizer.pad_token_id or 0
+            learned = _layerwise.train(
+                _layerwise.Aligner(align, wrapped, m, pairing, modules, pad), texts, probe, report
+            )
+            factors = read_back(wrapped, align, plain)
+    facts: dict[str, Any] = {
+        "map": how,
+        "modules": modules,
+        "attributed": attributed,
+        "layer_scores": scores,
+        "left_out": len(align.train) - len(texts),
+        "cos_before": _mean(learned, "cos_before"),
+        "cos_after": _mean(learned, "cos_after"),
+    }
+    if learned.stopped:
+        facts |= {"stopped": learned.stopped, "kept_step": learned.kept_step}
+    return Start(
+        factors,
+        tuned=False,
+        facts=facts,
+        examples=learned.examples,
+        steps=learned.steps,
+        trainable=sum(b.numel() + a.numel() for b, a in factors.values()),
+        losses=learned.losses,
+        table=learned.table,
+    )
+
+
+def _deranged(pairing: Pairing, seed: int) -> Pairing:
+    """Raises InputError where a single student layer is trained, which leaves nothing to permute."""
     from paraknow.methods.shuffled_teacher import derangement
 
-    def permuted(align: Align, seeds: list[Encoded]) -> Sources:
-        made = _sources(align, seeds)
-        if len(made) < 2:
-            raise InputError("controls: shuffled_teacher needs at least two student layers that learn.")
-        layers = sorted(made)
-        order = derangement(len(layers), align.seed)
-        return {layer: made[layers[order[k]]] for k, layer in enumerate(layers)}
-
-    return _start(align, permuted)
+    if len(pairing) < 2:
+        raise InputError(
+            "controls: shuffled_teacher needs at least two trained student layers; a larger method.layers is needed."
+        )
+    layers = sorted(pairing)
+    return {layers[place]: pairing[layers[other]] for place, other in enumerate(derangement(len(layers), seed))}
 
 
-def _maps(align: Align, wrapped: Any, layer: int, sources: list[tuple[int, float]], seeds: list[Encoded]) -> Maps:
-    """M of every teacher layer and sublayer that this student layer learns from, in float32."""
-    import torch
-
-    pair, settings = (align.student, align.teacher), align.settings
-    places = [(source, module) for source, _ in sources for module in SUBLAYERS]
-    if settings.map != "fitted":
-        if settings.map == "vocabulary":
-            s, t = (unit_inverse(x.model.get_output_embeddings().weight) for x in pair)
-        else:
-            shapes = [(x.architecture.hidden, x.architecture.vocabulary) for x in pair]
-            s, t = (random_frame(*shape, align.seed + k).to(align.student.device) for k, shape in enumerate(shapes))
-        m = (s @ t.to(s.device).T).float()
-        return dict.fromkeys(places, m)
-    with torch.no_grad():
-        ids, mask, ahead = batch_of(seeds, align.student.tokenizer.pad_token_id or 0, align.student.device)
-        theirs, mine = _read(align, wrapped, layer, [p[0] for p in places], ids, mask)
-        return {
-            (source, module): fitted(theirs[(source, module)][ahead], mine[(layer, module)][ahead]).float()
-            for source, module in places
-        }
-
-
-def _read(
-    align: Align, wrapped: Any, layer: int, sources: list[int], ids: torch.Tensor, mask: torch.Tensor
-) -> tuple[Outputs, Outputs]:
-    """Sublayer outputs of the teacher (adapters off: it may be the student itself) and of the student as it is."""
-    import torch
-
-    theirs: Outputs = {}
-    mine: Outputs = {}
-    place = align.teacher.device
-    with torch.no_grad(), wrapped.disable_adapter(), sublayer_outputs(align.teacher, sources, theirs):
-        align.teacher.model(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False)
-    with sublayer_outputs(align.student, [layer], mine):
-        mine[(-1, "logits")] = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return {k: v.to(ids.device) for k, v in theirs.items()}, mine
-
-
-def loss_of(
-    layer: int, sources: list[tuple[int, float]], maps: Maps, theirs: Outputs, mine: Outputs, batch: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of one layer on a batch (ids, mask, positions before answer tokens), and the mean cosine with h*."""
-    import torch
-    import torch.nn.functional as F
-
-    ids, _, ahead = batch
-    parts = []
-    for module in SUBLAYERS:
-        target = torch.zeros(())
-        for source, weight in sources:
-            h = theirs[(source, module)][ahead].float()
-            target = target.to(h.device) + weight * F.normalize(h, dim=-1) @ maps[(source, module)].T
-        parts.append(F.cosine_similarity(mine[(layer, module)][ahead].float(), target, dim=-1).mean())
-    cosine = torch.stack(parts).mean()
-    logits, tokens = mine[(-1, "logits")][ahead].float(), ids.roll(-1, dims=1)[ahead]
-    right = logits.gather(1, tokens[:, None])[:, 0] / logits.norm(dim=1)
-    return (1 - cosine) + (1 - right.mean()), cosine.detach()
-
-
-def _teach_layer(
-    align: Align,
-    wrapped: Any,
-    layer: int,
-    target: tuple[list[tuple[int, float]], Maps],
-    moving: list[torch.Tensor],
-    items: list[Encoded],
-    made: Start,
-    progress: tuple[int, int],
-) -> str | None:
-    """Train one layer; a sentence where its loss stopped being finite (the last whole epoch's weights are kept)."""
-    import torch
-
-    settings, pad = align.settings, align.student.tokenizer.pad_token_id or 0
-    sources, maps = target
-    optimizer = torch.optim.AdamW(moving, lr=settings.learning_rate)
-    generator = torch.Generator().manual_seed(align.seed)
-    losses: list[float] = []
-    cosines: list[float] = []
-    step, stopped, kept = progress[0], None, [p.detach().clone() for p in moving]
-    for epoch in range(settings.epochs):
-        order = torch.randperm(len(items), generator=generator).tolist()
-        for first in range(0, len(order), settings.batch_size):
-            batch = batch_of([items[i] for i in order[first : first + settings.batch_size]], pad, align.student.device)
-            theirs, mine = _read(align, wrapped, layer, [source for source, _ in sources], *batch[:2])
-            loss, cosine = loss_of(layer, sources, maps, theirs, mine, batch)
-            if not bool(torch.isfinite(loss)):
-                if not made.losses and not losses:
-                    raise RunError("align: semalign's loss is NaN or infinite at its first step.")
-                stopped = f"the loss is not finite in epoch {epoch + 1} of layer {layer}; the epoch before is kept."
-                break
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            cosines.append(float(cosine))
-            step += 1
-            align.progress(step, progress[1], f"layer {layer}", loss=losses[-1])
-        if stopped:
-            with torch.no_grad():
-                for parameter, best in zip(moving, kept, strict=True):
-                    parameter.copy_(best)
-            break
-        kept = [p.detach().clone() for p in moving]
-    made.losses += losses
-    made.steps += len(losses)
-    about = {"student_layer": layer, "teacher_layers": [source for source, _ in sources], "steps": len(losses)}
-    ends = {
-        "first_loss": losses[:1],
-        "last_loss": losses[-1:],
-        "cosine_before": cosines[:1],
-        "cosine_after": cosines[-1:],
-    }
-    made.table.append({**about, **{name: (value[0] if value else None) for name, value in ends.items()}})
-    return stopped
+def _mean(learned: _layerwise.Learned, name: str) -> float:
+    return sum(row[name] for row in learned.table) / len(learned.table)
 
 
 METHOD = Method(
@@ -272,10 +204,12 @@ METHOD = Method(
     title="SemAlign (first version)",
     paradigm="pre-align",
     reference="arXiv 2510.24208v1",
-    needs=("one vocabulary",),
-    cost="one backward pass of the teacher per seed; then, for every student layer, epochs with a forward pass of both",
+    needs=("one vocabulary (not for map: fitted)",),
+    cost="one backward pass of the teacher per seed; then, for every student layer, some epochs of training with a "
+    "forward pass of the teacher beside every one of the student",
     start=start,
-    settings=Settings,
+    settings=SemAlignSettings,
     check=check,
-    variants={"shuffled_teacher": _shuffled},
+    holds=holds,
+    variants={"random_window": _random, "shuffled_teacher": _shuffled},
 )
