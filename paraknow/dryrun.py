@@ -118,8 +118,8 @@ def _describe(found: DryRun, name: str, spec: str, scratch: Path) -> Checkpoint:
 def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
     """(values of config.json, a folder to read about the tokenizer, where it is from).
 
-    For a model that is not here, the folder holds only a mark of whose tokenizer it has, which is what checks of the
-    vocabulary compare.
+    For a model that is not here, the folder holds what the table says, for methods' own checks, and only a mark of
+    whose tokenizer it has, which is what checks of the vocabulary compare.
     """
     folder = resources.demo_model(spec.removeprefix("demo:")) if spec.startswith("demo:") else Path(spec).expanduser()
     if not folder.is_dir():
@@ -138,6 +138,7 @@ def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
     scratch.mkdir()
     mark = {"model": {"vocab": {known["tokenizer"]: 0}}}
     (scratch / "tokenizer.json").write_text(json.dumps(mark), encoding="utf-8")
+    (scratch / "config.json").write_text(json.dumps(known["config"]), encoding="utf-8")
     return dict(known["config"]), scratch, "models.json"
 
 
