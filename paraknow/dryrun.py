@@ -288,12 +288,15 @@ def _moved(candidate: Candidate, work: Work) -> tuple[str, int | None, int]:
     count = sum(n for _, n in places)
     name = candidate.method.name
     if name == "transport":
+        from paraknow.methods._carry import learnt_size
+
         neurons = t.ffn if settings.mode == "swap" else settings.neurons
         extra = {"swap": t.ffn - s.ffn, "widen": settings.neurons}.get(settings.mode, 0)
         healed = sum(s.layers * math.prod(s.shape(m)) for m in MODULES) if settings.heal else 0
+        learnt = learnt_size(t, s) if settings.learn else 0
         return (
             f"{neurons} FFN neurons in each of {s.layers} layers ({settings.mode})",
-            healed,
+            max(healed, learnt),
             3 * extra * s.hidden * s.layers,
         )
     if name == "laten":

@@ -251,8 +251,10 @@ def _laten(work: Work, candidate: Candidate) -> list[Pass]:
 def _transport(work: Work, candidate: Candidate) -> list[Pass]:
     """Known text until there are enough tokens, read twice by both models (what layers read, what they put out).
 
-    refit: the student reads it twice more for every layer after the first. heal: tuning on known text afterwards.
+    refit: the student reads it twice more for every layer after the first. learn, heal: steps on known text afterwards.
     """
+    from paraknow.methods._carry import learnt_size
+
     settings, at = candidate.settings, (None, "align", work.config.tune.max_length)
     sizes, known, made = work.student.architecture, work.total("align"), []
     for model in ("teacher", "student"):
@@ -260,11 +262,14 @@ def _transport(work: Work, candidate: Candidate) -> list[Pass]:
         count = _at_most(max(1, settings.rows // tokens), known)
         times = 2 * sizes.layers if settings.refit and model == "student" else 2
         made.append(work.read("align", candidate.label, model, times * count, at=at))
-    if settings.heal:
-        batch = work.config.tune.batch_size
-        seen = None if known is None else known * max(1, round(settings.heal * batch / max(1, known)))
-        size = sum(sizes.layers * math.prod(sizes.shape(m)) for m in MODULES)
-        made.append(work.read("align", f"{candidate.label}: healing", "student", seen, seen, size, at))
+    batch = work.config.tune.batch_size
+    for steps, doing, size in (
+        (settings.learn, "training maps", learnt_size(work.teacher.architecture, sizes)),
+        (settings.heal, "healing", sum(sizes.layers * math.prod(sizes.shape(m)) for m in MODULES)),
+    ):
+        if steps:
+            seen = None if known is None else known * max(1, round(steps * batch / max(1, known)))
+            made.append(work.read("align", f"{candidate.label}: {doing}", "student", seen, seen, size, at))
     return made
 
 

@@ -16,11 +16,13 @@ from paraknow.methods.base import Align, Place, Start
 if TYPE_CHECKING:
     import torch
 
+    from paraknow.architecture import Architecture
     from paraknow.models import Loaded
     from paraknow.similarity.points import Points
 
 READS = ("q", "gate")  # one of the matrices that read the same input stands for all of them
 NORMS = {"q": "input_layernorm", "gate": "post_attention_layernorm"}
+LEARNT_RANK, LEARNT_WIDTH = 64, 32  # of maps that are trained (_learnt)
 Streams = dict[Place, "torch.Tensor"]
 
 
@@ -98,6 +100,13 @@ def _gamma(loaded: Loaded, layer: int, module: str) -> torch.Tensor:
     weight = loaded.model.get_submodule(f"model.layers.{layer}.{NORMS[module]}").weight.double()
     gamma = loaded.architecture.family.norm_offset + weight
     return gamma.sign().where(gamma != 0, gamma.new_ones(())) * gamma.abs().clamp_min(1e-6)
+
+
+def learnt_size(teacher: Architecture, student: Architecture) -> int:
+    """Parameters of the network that trained maps come from."""
+    rank = min(LEARNT_RANK, teacher.hidden, student.hidden)
+    network = LEARNT_WIDTH * (3 * student.layers + LEARNT_WIDTH + rank)
+    return network + 2 * rank * (teacher.hidden + student.hidden)
 
 
 def known_points(align: Align) -> list[Points]:

@@ -8,6 +8,7 @@ is trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -63,6 +64,13 @@ class Settings(Part):
         description="swap, widen: about so many steps of tuning on known text afterwards (whole passes over it), every "
         "matrix of the layers.",
     )
+    learn: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="swap: about so many steps of training the maps themselves on known text (one network for all "
+        "layers, conditioned on the layer, that starts from the fitted maps); the teacher's neurons stay as they are.",
+    )
     rows: int = Field(8192, ge=64, le=1_000_000, description="Tokens of known text that the maps are fitted on.")
 
 
@@ -110,6 +118,8 @@ def check(teacher: Checkpoint, student: Checkpoint, settings: Settings) -> None:
                 raise InputError(
                     f"method.neurons: {settings.neurons} is more than the {size} neurons of a layer of the {name}."
                 )
+    if settings.learn and settings.mode != "swap":
+        raise InputError("method.learn: only the maps of a swap are trained; set method.mode to swap.")
     if settings.heal and settings.mode not in ("swap", "widen"):
         raise InputError(
             "method.heal: only the checkpoints of swap and widen are tuned; set method.mode to one of them."
@@ -198,6 +208,7 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
     settings, student, teacher = align.settings, align.student, align.teacher
     made = Start(tuned=False, examples=len(align.known))
     match = Matching(settings.maps, teacher, student)
+    fitted: dict[tuple[int, int], torch.Tensor] = {}  # maps by (layer, role), for `learn`
     with torch.no_grad():
         points = known_points(align)
         streams = {
@@ -221,6 +232,7 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
             chosen = torch.arange(teacher.architecture.ffn)
             if settings.mode in ("widen", "replace"):
                 chosen = choose(align, source, settings.neurons)
+            fitted |= {(layer, 1): read[0], (layer, 2): written[0]}
             moved = neurons_of(teacher, source, chosen)
             moved = Neurons(moved.gate @ read[0].T, moved.up @ read[0].T, moved.down @ written[0])
             if change is not None:
@@ -232,11 +244,14 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
             if settings.attention:
                 inputs = streams["student"][(layer, "q")], streams["teacher"][(source, "q")]
                 heads, _ = match.reads("q", (layer, source), *inputs)
+                fitted[(layer, 0)] = heads
                 _attention(made, align, (layer, source), heads, written[0], change)
             fits = {"fit_in": read[1], "fit_out": written[1], "neurons": len(chosen)}
             fits["kinship"] = float("nan") if kin is None else float(kin[source, layer])
             made.table.append({"student_layer": layer, "teacher_layer": source, **fits})
             align.progress(layer + 1, student.architecture.layers, "carrying neurons")
+    if settings.learn:
+        _learn(made, align, pairs, fitted, change)
     if settings.heal:
         _heal(made, align)
     return made
@@ -271,26 +286,53 @@ def _regress(made: Start, align: Align, layer: int, moved: Neurons, x: torch.Ten
     made.factors[(layer, "down")] = (directions.float(), (solution @ directions).T.float().contiguous())
 
 
+def _learn(
+    made: Start, align: Align, pairs: Sequence[int], fitted: dict[tuple[int, int], torch.Tensor], change: Any
+) -> None:
+    """Train the maps themselves on known text, the teacher's neurons (or what `change` makes of them) as they are."""
+    from paraknow import results
+    from paraknow.methods import _learnt
+
+    model = results.rebuilt(align.student, made.matrices)
+    paths = {place: align.student.architecture.path(place[1], place[0]) for place in made.matrices}
+    rows = {}
+    for layer, module in made.matrices:
+        weight = align.teacher.weight(module, pairs[layer]).double()
+        own = weight.T if module in ("o", "down") else weight
+        rows[(layer, module)] = (own if change is None else change(own)).contiguous().to(align.student.device)
+    maps = _learnt.Maps(fitted, align.student.architecture.layers, align.seed)
+    _learnt.hang(model, paths, rows, maps)
+    _train(made, align, model, align.settings.learn, "training maps")
+    made.matrices = {place: model.get_submodule(path).weight.detach() for place, path in paths.items()}
+
+
 def _heal(made: Start, align: Align) -> None:
     """Tune every matrix of the layers of the new checkpoint on known text, by the run's own schedule."""
-    from paraknow import results, tune
-    from paraknow.progress import part
+    from paraknow import results
 
     student = align.student
-    items = align.encode(align.known, student)
-    settings = align.tune.model_copy(
-        update={"epochs": max(1, round(align.settings.heal * align.tune.batch_size / max(1, len(items))))}
-    )
     model = results.rebuilt(student, made.matrices)
     places = [(layer, module) for layer in range(student.architecture.layers) for module in MODULES]
     moving = {p: model.get_submodule(student.architecture.path(p[1], p[0])).weight for p in places}
     for weight in moving.values():
         weight.requires_grad_(True)
-    pad = student.tokenizer.pad_token_id or 0
-    steps = tune.steps_of(len(items), settings)
-    tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, "healing"))
+    _train(made, align, model, align.settings.heal, "healing")
     made.matrices = {place: weight.detach() for place, weight in moving.items()}
-    made.losses, made.steps, made.trainable = tuned.losses, tuned.steps, tuned.trainable
+
+
+def _train(made: Start, align: Align, model: Any, wanted: int, doing: str) -> None:
+    """About `wanted` steps, whole passes over the known text, on what requires gradients in `model`."""
+    from paraknow import tune
+    from paraknow.progress import part
+
+    items = align.encode(align.known, align.student)
+    epochs = max(1, round(wanted * align.tune.batch_size / max(1, len(items))))
+    settings = align.tune.model_copy(update={"epochs": epochs})
+    pad = align.student.tokenizer.pad_token_id or 0
+    steps = tune.steps_of(len(items), settings)
+    tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, doing))
+    made.losses, made.steps = [*made.losses, *tuned.losses], made.steps + tuned.steps
+    made.trainable = max(made.trainable, tuned.trainable)
     if tuned.warning:
         made.facts["warning"] = tuned.warning
 

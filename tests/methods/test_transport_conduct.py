@@ -80,6 +80,7 @@ def test_what_cannot_work_is_refused_before_anything_is_read(pair, checkpoint):
     assert "shorter side" in refusal(pair, mode="regress", neurons=17)
     assert "method.attention" in refusal(pair, mode="widen", neurons=4, attention=True)
     assert "method.heal" in refusal(pair, mode="replace", neurons=4, heal=3)
+    assert "method.learn" in refusal(pair, mode="widen", neurons=4, learn=3)
     for family in ("qwen2", "qwen3", "gemma"):
         other = models.load(str(checkpoint(family, seed=1)), device="cpu")
         for both in ((other, pair[1]), (pair[0], other)):
@@ -137,7 +138,7 @@ def test_text_and_scores_that_are_missing_are_named(pair):
 
 
 CASES = [{}, {"attention": True, "refit": True}, {"mode": "replace", "neurons": 3}, {"mode": "regress", "neurons": 2},
-         {"heal": 4}]  # fmt: skip
+         {"heal": 4}, {"learn": 3}]  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", CASES)
