@@ -8,7 +8,7 @@ neurons stay as they are; only what carries them moves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -69,8 +69,7 @@ def hang(model: nn.Module, paths: dict[Place, str], rows: dict[Place, torch.Tens
     """
     model.requires_grad_(False)
     for place, neurons in rows.items():
-        linear = model.get_submodule(paths[place])
-        dtype = linear.weight.dtype
-        linear.weight = nn.Parameter(neurons.to(dtype), requires_grad=False)
+        linear: Any = model.get_submodule(paths[place])
+        linear.weight = nn.Parameter(neurons.to(linear.weight.dtype), requires_grad=False)
         parametrize.register_parametrization(linear, "weight", _Carried(maps, *place), unsafe=True)
     maps.requires_grad_(True)

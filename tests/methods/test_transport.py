@@ -390,7 +390,7 @@ def test_learning_moves_the_maps_and_not_the_neurons(pair, attention):
     assert plain.steps == 0 and learnt.steps == len(learnt.losses) == 9 and learnt.losses[-1] < learnt.losses[0]
     assert set(learnt.matrices) == set(plain.matrices)
     for layer, source in enumerate(PAIRS):
-        gate, up, down = (literal.matrix(pair[0].model, source, m) for m in FFN)
+        gate, up = (literal.matrix(pair[0].model, source, m) for m in ("gate", "up"))
         n = np.linalg.lstsq(gate, learnt.matrices[(layer, "gate")].double().numpy(), rcond=None)[0]
         assert len(gate) > gate.shape[1]
         close(learnt.matrices[(layer, "up")], up @ n)
