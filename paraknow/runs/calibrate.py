@@ -247,7 +247,7 @@ def _likeness(run: Run, config: RunConfig) -> dict[str, float]:
 
 def pool(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per rung and model. With several worlds, each of them is one observation: Student's interval over their
-    shares; with one, that run's own interval (over items)."""
+    shares; with one, that run's own interval (over items). What the pairs' likeness is, is averaged over worlds."""
     made = []
     frame = pd.DataFrame(rows)
     for (rung, model), part in frame.groupby(["rung", "model"], sort=False):
@@ -269,10 +269,16 @@ def pool(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "accuracy": float(part.accuracy.mean()),
                 "known": float(part.known.mean()),
                 "above_controls": int(part.claim.eq(True).sum()),
+                **{name: _mean(part[name]) for name in PREDICTORS},
             }
         )
     order = {rung: k for k, rung in enumerate(RUNGS)}
     return sorted(made, key=lambda r: order[r["rung"]])
+
+
+def _mean(column: pd.Series) -> float | None:
+    values = column.astype(float).dropna()
+    return float(values.mean()) if len(values) else None
 
 
 def predictors(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:

@@ -192,6 +192,7 @@ def row(model, share=None, ci=None, world="a", rung="sibling", **more):
         "accuracy": 0.5,
         "known": 1.0,
         "claim": claim,
+        **dict.fromkeys(calibrate.PREDICTORS),
         **more,
     }
 
@@ -211,6 +212,8 @@ def test_several_worlds_are_one_observation_each():
     expected = stats.t.interval(0.95, 2, np.mean(shares), stats.sem(shares))
     assert found["share_ci"] == pytest.approx(list(expected)) and found["share"] == pytest.approx(np.mean(shares))
     assert (found["worlds"], found["measured"], found["above_controls"]) == (4, 3, 2)
+    (alike,) = calibrate.pool([row("m", cka=0.2), row("m", world="b", cka=0.6), row("m", world="c")])
+    assert alike["cka"] == pytest.approx(0.4) and alike["r2"] is None
     (single,) = calibrate.pool([rows[0], row("m", world="d")])
     assert single["share"] == 0.2 and single["share_ci"] is None
     json.dumps([found, single], allow_nan=False)
@@ -226,11 +229,11 @@ def test_predictors_correlate_over_pairs():
     name = calibrate.PREDICTORS[0]
     shares, alike = [0.1, 0.5, 0.3, 0.9, 0.2], [1.0, 3.0, 2.0, 4.0, 5.0]
     rows = [
-        row("m", s, world=str(k)) | dict.fromkeys(calibrate.PREDICTORS) | {name: a}
+        row("m", s, world=str(k)) | {name: a}
         for k, (s, a) in enumerate(zip(shares, alike, strict=True))
     ]
-    rows += [row("m", 0.5, world="x") | dict.fromkeys(calibrate.PREDICTORS)]  # how alike: not measured
-    rows += [row("m", world="y") | dict.fromkeys(calibrate.PREDICTORS) | {name: 1.0}]  # no share
+    rows += [row("m", 0.5, world="x")]  # how alike: not measured
+    rows += [row("m", world="y") | {name: 1.0}]  # no share
     found = {r["predictor"]: r for r in calibrate.predictors(rows, ["m"])}
     assert found[name]["correlation"] == pytest.approx(stats.spearmanr(shares, alike).statistic)
     assert found[name]["n"] == 5 and {r["n"] for p, r in found.items() if p != name} == {0}
@@ -368,5 +371,5 @@ def test_models_that_learned_nothing_fail_the_instrument(command, world, runs, t
     states = [store.summary(r)["state"] for r in store.all_runs() if not r.recorded]
     assert states == ["done", "done"]
     out, _ = command(4, *arguments)  # again: nothing is run, the tables are shown
-    assert "FAILED its check" in out and "Share of the teacher's never-shown knowledge" in out
+    assert "FAILED its check" in out and "How alike the pairs are" in out and "Share of the teacher's never-shown knowledge" in out
     assert len([r for r in store.all_runs() if not r.recorded]) == 2
