@@ -38,10 +38,15 @@ def parsed(path: str, content: str) -> dict | None:
     return found
 
 
-def newest() -> tuple[dict, Path, bool] | None:
-    """(calibration, its file, whether it was shipped): the last one of the runs folder, else the shipped one."""
-    places = ((store.runs_folder() / calibrate.FILE, False), (resources.assets() / calibrate.FILE, True))
-    for path, shipped in places:
+def readable() -> dict[str, tuple[dict, Path]]:
+    """Calibrations by what the page calls them: the last one of the runs folder, then those that were shipped."""
+    places = {
+        "The last one of the runs folder": store.runs_folder() / calibrate.FILE,
+        "Five seeds, nine kinds of pairs (came with the package)": resources.assets() / calibrate.STUDY,
+        "The demo's own pairs, one seed (came with the package)": resources.assets() / calibrate.FILE,
+    }
+    made = {}
+    for name, path in places.items():
         if not path.is_file():
             continue
         try:
@@ -49,12 +54,14 @@ def newest() -> tuple[dict, Path, bool] | None:
         except OSError:
             found = None
         if found is not None:
-            return found, path, shipped
-        st.warning(
-            f"{shell.escape(path.name)} {'that came with the package' if shipped else 'in the runs folder'} is "
-            "damaged, or was written by another version; it is passed over."
-        )
-    return None
+            made[name] = found, path
+        else:
+            shipped = path.parent == resources.assets()
+            st.warning(
+                f"{shell.escape(path.name)} {'that came with the package' if shipped else 'in the runs folder'} is "
+                "damaged, or was written by another version; it is passed over."
+            )
+    return made
 
 
 def sentence(text: object) -> str:
@@ -203,8 +210,8 @@ def numbers(pooled: pd.DataFrame) -> None:
     shell.csv(shown, "ladder", "ladder-pooled")
 
 
-there = newest()
-if there is None:
+there = readable()
+if not there:
     st.info(
         "There is no calibration yet: none was made here, and none came with the package. The command below makes one "
         "(some minutes on the shipped pairs); then reload this page.",
@@ -212,9 +219,11 @@ if there is None:
     )
     st.code(COMMAND, language="bash")
     st.stop()
-calibration, file, shipped = there
-where = "The one that came with the package" if shipped else "The last one of the runs folder"
-st.caption(f"{where}, written {shell.when(file.stat().st_mtime)}. The command that made it stands below.")
+chosen = next(iter(there))
+if len(there) > 1:
+    chosen = st.selectbox("Calibration", list(there), help="Which one this page shows.")
+calibration, file = there[chosen]
+st.caption(f"{chosen}, written {shell.when(file.stat().st_mtime)}. The command that made it stands below.")
 verdict(calibration)
 of_worlds, over_worlds = ladder.tables(calibration)
 journey(of_worlds, over_worlds)
@@ -223,4 +232,4 @@ dose(over_worlds)
 numbers(over_worlds)
 st.subheader("What made it")
 st.code(str(calibration.get("command") or COMMAND), language="bash", wrap_lines=True)
-st.caption("Run it again with other pairs, methods or worlds; this page shows the newest one.")
+st.caption("Run it with other pairs, methods or worlds: the newest one then stands first on this page.")

@@ -26,7 +26,8 @@ from paraknow.errors import InputError
 from paraknow.runs import store
 from paraknow.runs.store import Run
 
-FILE = "calibration.json"  # in the runs folder: the last one
+FILE = "calibration.json"  # in the runs folder: the last one; in the assets: the shipped ladder's
+STUDY = "study.json"  # in the assets: pairs from five seeds (docs/results.md)
 NEAR_ZERO = 0.05  # a control whose interval reaches down to this much moved nothing worth the name
 ENOUGH = 0.95  # what the known answer must score
 # Every matrix of the layers, matched and paired by weights alone: what crosses at best without training.

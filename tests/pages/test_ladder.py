@@ -26,6 +26,10 @@ def titles(app) -> list[str]:
     return [s.value for s in app.subheader]
 
 
+def which(app):
+    return next(box for box in app.selectbox if box.label == "Calibration")
+
+
 def test_without_a_calibration_the_command_is_shown(runs: Path, assets: Path) -> None:
     app = show("ladder")
     assert "There is no calibration yet" in words(app)
@@ -60,9 +64,23 @@ def test_the_runs_own_calibration_goes_before_the_shipped_one(runs: Path, assets
     files.write_json(runs / calibrate.FILE, tables.calibration())
     app = show("ladder")
     assert "came with the package" not in words(app) and not app.error
+    which(app).select(which(app).options[1]).run()
+    assert "came with the package" in words(app) and len(app.error) == 1 and not app.exception
     (runs / calibrate.FILE).write_text('{"rows": [3], "pooled": []}')
     app = show("ladder")
     assert "is damaged" in words(app) and "came with the package" in words(app)
+
+
+def test_a_study_of_other_methods_can_be_looked_at(runs: Path, assets: Path) -> None:
+    """What was chosen on one calibration does not have to be in another."""
+    files.write_json(assets / calibrate.FILE, tables.calibration())
+    files.write_json(assets / calibrate.STUDY, json.loads(json.dumps(tables.calibration()).replace("seeking", "eva")))
+    app = show("ladder")
+    assert "Five seeds" in words(app)
+    for _ in range(2):
+        for option in which(app).options:
+            which(app).select(option).run()
+            assert not app.exception and option in words(app)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 3, "pooled": 4}', '{"rows": [], "pooled": []}'])
