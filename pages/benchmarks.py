@@ -5,9 +5,11 @@ import streamlit as st
 
 from pages.parts import artifacts, shell, words
 from pages.parts import methods as about
+from paraknow.evaluate import items as stored
 from paraknow.figures import deltas, tables
 
 PER_PAGE = 8
+MARKS = {"gained": "▲ gained", "lost": "▽ lost"}
 MEASURES = {
     "Difference to the student": deltas.DELTA,
     "Accuracy": deltas.ACCURACY,
@@ -134,34 +136,60 @@ def numbers() -> None:
     shell.csv(frame, f"{run.id}-deltas", "numbers")
 
 
-def flipped() -> None:
-    """Items gained and lost against a chosen model, each openable."""
-    st.subheader("Items gained and lost")
+def item_by_item() -> None:
+    """Every item with two models' answers: searched, filtered, gained and lost first, each openable."""
+    st.subheader("Item by item")
     items = shell.read(artifacts.table, run, "evaluate/items.parquet")
     if items is None:
         return
-    movable = [m for m in kinds if m not in ("teacher", "student")]
+    movable = [m for m in kinds if m not in ("teacher", "student")] or ["teacher"]
     a, b, c = st.columns(3)
     model = a.selectbox("Model", movable, format_func=titles.get, key="b.model")
     reference = b.selectbox(
         "Against", [m for m in ("student", *kinds) if m != model], format_func=titles.get, key="b.reference"
     )
-    found = tables.flips(items, model, reference)
-    change = c.segmented_control("Show", ["all", "gained", "lost"], default="all", required=True, key="b.change")
-    counts = found.change.value_counts()
-    st.markdown(
-        f"Of {items[['task', 'doc_id']].drop_duplicates().shape[0]} items, {shell.escape(titles[model])} gains "
-        f"**{counts.get('gained', 0)}** and loses **{counts.get('lost', 0)}** against "
-        f"{shell.escape(titles[reference])}."
+    search = c.text_input(
+        "Search", key="b.search", placeholder="words of a question or an answer", help="Every word must occur."
     )
-    if change != "all":
-        found = found[found.change == change]
-    shell.csv(found, f"{run.id}-flips", "flips")
+    every = stored.lines(items, model, reference)
+    counts = every.change.value_counts()
+    present = [name for name in stored.CHANGES if name in counts]
+    changes = st.pills(
+        "Show",
+        present,
+        selection_mode="multi",
+        default=[name for name in present if name in ("gained", "lost")],
+        format_func=lambda name: f"{name} ({counts[name]})",
+        key=f"b.change.{model}.{reference}",
+        help="Nothing chosen shows all.",
+    )
+    tasks, groups = ([str(x) for x in dict.fromkeys(every[name])] for name in ("task", "group"))
+    d, e = st.columns(2)
+    suites = d.multiselect("Suites", tasks, key="b.suites", placeholder="all") if len(tasks) > 1 else []
+    chosen = (
+        e.multiselect(
+            "Groups", groups, key="b.groups", placeholder="all", format_func=lambda g: tables.GROUPS.get(g, g)
+        )
+        if len(groups) > 1
+        else []
+    )
+    st.markdown(
+        f"Of {len(every)} items, {shell.escape(titles[model])} gains **{counts.get('gained', 0)}** and loses "
+        f"**{counts.get('lost', 0)}** against {shell.escape(titles[reference])}."
+    )
+    found = stored.select(every, search, changes, suites, chosen)
+    if found.empty:
+        st.caption("No item is like that.")
+        return
+    shell.csv(found, f"{run.id}-items", "items")
     pages = max(1, -(-len(found) // PER_PAGE))
-    page = st.number_input("Page", 1, pages, 1, key=f"b.page.{model}.{reference}.{change}") if pages > 1 else 1
+    key = f"b.page.{model}.{reference}.{changes}.{suites}.{chosen}.{search}"
+    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key) if pages > 1 else 1
     for line in found.iloc[(page - 1) * PER_PAGE : page * PER_PAGE].itertuples():
-        mark = "▲ gained" if line.change == "gained" else "▽ lost"
-        with st.expander(f"{mark} · {shell.escape(line.task)} · {shell.escape(str(line.prompt)[:90])}"):
+        mark = MARKS.get(line.change, line.change)
+        with st.expander(
+            f"{mark} · {shell.escape(line.task)} · {shell.escape(' '.join(str(line.prompt).split())[:90])}"
+        ):
             item(items, line, model, reference)
 
 
@@ -217,4 +245,4 @@ reading(MEASURES[choice])
 numbers()
 st.subheader("What each model was given")
 about.budgets(run, titles)
-flipped()
+item_by_item()

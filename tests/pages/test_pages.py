@@ -374,3 +374,12 @@ def test_the_library_never_imports_streamlit() -> None:
 
 def test_files_of_the_dashboard_lie_where_the_app_looks() -> None:
     assert (resources.root() / "app.py").is_file() and (resources.root() / "pages").is_dir()
+
+
+def test_items_can_be_searched_and_filtered(runs: Path) -> None:
+    app = show("benchmarks")
+    openable = [e.label for e in app.expander if "gained" in e.label or "lost" in e.label]
+    assert openable and all("▲" in e or "▽" in e for e in openable)
+    app.text_input(key="b.search").set_value("no such words anywhere").run()
+    assert "No item is like that" in words(app) and not app.exception
+    app.text_input(key="b.search").set_value("").run()
