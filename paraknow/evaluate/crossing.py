@@ -248,7 +248,8 @@ def judge(job: dict[str, Any], channel: Channel) -> dict[str, str]:
         space.update((name, proxy(name)) for name in job["entry"])
         exec(compile(job["tests"], "<tests>", "exec"), space)
     except AssertionError as error:
-        return {"status": "failed", "said": f"{_line(job['tests'], error)} {error}".strip() or "an assertion failed"}
+        said = f"{_line(job['tests'], error)[:SAID]} {error}".strip()
+        return {"status": "failed", "said": said[:SAID] or "an assertion failed"}
     except Gone:
         return {"status": "gone", "said": channel.broken}
     except BaseException as error:

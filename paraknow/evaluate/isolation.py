@@ -245,10 +245,13 @@ def _work(job: dict[str, Any], report: int, channel: int, machine: str, act: Cal
     else:
         _close_all_but(report, channel)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    verdict = act(job, channel)
-    if verdict is not None:
-        _tell(report, verdict)
-    os._exit(0)
+    try:
+        verdict = act(job, channel)
+        if verdict is not None:
+            _tell(report, verdict)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _tell(report: int, line: dict[str, Any]) -> None:
@@ -261,6 +264,7 @@ def _first(job: dict[str, Any], report: int, channel: int, machine: str, alive: 
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
+    _call("the host name", _libc.sethostname(b"box", 3))
     _new_root(machine, job["file_bytes"])
     _drop_rights()
     _die_with_parent()  # again: a change of user clears it

@@ -102,7 +102,10 @@ def mbpp(record: Mapping[str, Any], completion: str) -> Trial:
     helpers = "\n".join([*(record.get("test_imports") or []), record.get("test_setup_code") or ""])
     tests = "\n".join(record["test_list"])
     used = _names(tests, ast.Load)
-    solved = {getattr(n, "name", "") for n in ast.parse(record.get("code") or "").body}
+    try:
+        solved = {getattr(node, "name", "") for node in ast.parse(record.get("code") or "").body}
+    except SyntaxError:
+        solved = set()
     ours = (set(dir(builtins)) - solved) | _names(f"{helpers}\n{tests}", ast.Store)
     return Trial(completion, tests, tuple(sorted(used - ours)), helpers)
 
@@ -140,6 +143,7 @@ def reached():
     attempt("the system's files", lambda: os.listdir("/etc"))
     attempt("the network", lambda: __import__("socket").socket())
     attempt("writing beside its folder", lambda: open(os.__file__, "a"))
+    found += ["other processes"] * (os.getpid() > 2)
     open("file", "w").close()
     thread = threading.Thread(target=int)
     thread.start()
