@@ -48,6 +48,8 @@ def encode(value: Any) -> Any:
             raise ValueError(f"a value nested deeper than {DEPTH} or with more than {VALUES:,} parts cannot be tested")
 
         def many(items: Any) -> list:
+            if hasattr(items, "__len__") and len(items) > left:
+                raise ValueError(f"a value with more than {VALUES:,} parts cannot be tested")
             return [walk(item, depth + 1) for item in items]
 
         if value is None or isinstance(value, bool):
@@ -252,6 +254,8 @@ def judge(job: dict[str, Any], channel: Channel) -> dict[str, str]:
         return {"status": "failed", "said": said[:SAID] or "an assertion failed"}
     except Gone:
         return {"status": "gone", "said": channel.broken}
+    except Unreadable as error:
+        return {"status": "error", "said": str(error)}
     except BaseException as error:
         return {"status": "error", "said": f"{type(error).__name__}: {error}"[:SAID]}
     if channel.broken:  # the tests caught it; the program did not answer all the same

@@ -1,4 +1,4 @@
-"""The walls around generated code: one box per process, made of Linux namespaces. Run as a script by `sandbox`.
+"""The walls around generated code: one box per process, made of Linux namespaces. `sandbox` starts it.
 
 One way is used, the kernel's own calls through ctypes: `unshare` and bubblewrap are not on every machine, would be
 found on a PATH that others write, and leave out the limits and the filter below.
@@ -15,7 +15,7 @@ and the filter on it, runs as nobody, and can start no other.
   One process means that its limits of memory and CPU time are those of the whole box.
 - There is no /proc, no /dev, and no descriptor but the pipe to the other box; output goes nowhere.
 
-Only the standard library is imported here: the script starts with nothing else on the path.
+Only the standard library and `crossing` are imported here: the interpreter starts with nothing else on its path.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ import struct
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from paraknow.evaluate import crossing
 
 NEW_USER, NEW_OTHERS = 0x10000000, 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 NOSUID, NODEV, NOEXEC, RDONLY, REMOUNT, BIND, REC, PRIVATE = 2, 4, 8, 1, 32, 4096, 16384, 1 << 18
@@ -287,18 +289,13 @@ def main() -> None:
     Arguments: descriptors of the report and of the channel, the parent's number. Lines of JSON on the report:
     `refused` (why there is no box), `ended` (wait status of the process that worked), and what `act` answers.
     """
-    report, channel, parent = map(int, sys.argv[1:])
+    report, channel, parent = map(int, sys.argv[1:4])
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are waited for, below
     try:
         _die_with_parent()
         if os.getppid() != parent:
             return
         job = json.loads(sys.stdin.buffer.read())
-        home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        sys.path.append(home)  # last, and only for this import: nothing of ours may hide a standard module
-        from paraknow.evaluate import crossing
-
-        sys.path.remove(home)
         machine = os.uname().machine
         filter_program(machine)
         _enter_namespaces()
@@ -322,7 +319,3 @@ def main() -> None:
             os.kill(first, signal.SIGKILL)
         if os.waitpid(first, os.WNOHANG)[0]:  # only once all in it are gone
             return
-
-
-if __name__ == "__main__":
-    main()

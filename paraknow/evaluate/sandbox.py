@@ -32,7 +32,16 @@ from paraknow.progress import Progress, silent
 
 SAID = 300  # characters of an outcome's text
 REPORT = 1 << 16  # bytes kept of what a box reports
+LEAST_MEMORY = 64 << 20  # bytes of address space
 PATIENCE = 5.0  # seconds a box has to end itself before it is killed from outside
+
+HOME = Path(__file__).resolve().parents[2]
+# Our own folder is on the path for one import only, and last: nothing in it may hide a standard module.
+START = """import sys
+sys.path.append(sys.argv[4])
+from paraknow.evaluate import isolation
+sys.path.pop()
+isolation.main()"""
 
 Status = Literal["passed", "failed", "error", "timeout", "killed"]
 
@@ -44,6 +53,7 @@ class Limits:
     seconds: of wall clock for the whole item, start included, and of processor time. memory: bytes of address space.
     processes: threads of the one process there is; it can start no other process. file_bytes: of all files together
     in the working folder, which is in memory. output_bytes: of one answer; printed output is thrown away.
+    Raises: ValueError for a limit that is not positive, or memory in which Python does not start.
     """
 
     seconds: float = 10.0
@@ -51,6 +61,10 @@ class Limits:
     processes: int = 16
     file_bytes: int = 16 << 20
     output_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        if min(self.seconds, self.processes, self.file_bytes, self.output_bytes) <= 0 or self.memory < LEAST_MEMORY:
+            raise ValueError(f"Limits: all must be positive, memory at least {LEAST_MEMORY:,} bytes; got {self}.")
 
 
 @dataclass(frozen=True)
@@ -223,7 +237,7 @@ class _Box:
 
     def __init__(self, job: dict[str, Any], channel: int) -> None:
         self.said: dict[str, Any] = {}
-        self.open = True
+        self.open, self.closed = True, False
         self._data = b""
         self.report, write = os.pipe()
         source = os.memfd_create("job")
@@ -231,10 +245,9 @@ class _Box:
             with open(source, "wb", closefd=False) as file:
                 file.write(json.dumps(job).encode())
             os.lseek(source, 0, os.SEEK_SET)
-            script = str(Path(__file__).with_name("isolation.py"))
-            python = [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", script]
+            python = [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", "-c", START]
             self.process = subprocess.Popen(
-                [*python, str(write), str(channel), str(os.getpid())],
+                [*python, str(write), str(channel), str(os.getpid()), str(HOME)],
                 stdin=source,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -267,8 +280,9 @@ class _Box:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        finally:
+        if not self.closed:
             os.close(self.report)
+            self.open, self.closed = False, True
 
 
 @dataclass

@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -45,9 +47,11 @@ EMPTY = {
 STATUS = {
     **dict.fromkeys(("endless_loop", "ignores_signals", "sleeps", "sleeps_at_import", "output_flood"), "timeout"),
     **dict.fromkeys(("endless_iterator",), "timeout"),
-    **dict.fromkeys(("exit_at_once", "deep_recursion", "garbage", "clears_death"), "killed"),
+    **dict.fromkeys(("exit_at_once", "clears_death"), "killed"),
     **dict.fromkeys(("memory_without_limits", "huge_value", "huge_list", "deep_value", "endless_value"), "error"),
-    **dict.fromkeys(("equal_object", "syntax_error", "terminal_codes", "exit_at_import"), "error"),
+    **dict.fromkeys(
+        ("garbage", "deep_message", "equal_object", "syntax_error", "terminal_codes", "exit_at_import"), "error"
+    ),
     **dict.fromkeys(EMPTY, "failed"),
 }
 
@@ -63,7 +67,7 @@ def boxes(parent: int) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
-        if any(w.endswith("isolation.py") for w in words) and words[-1] == str(parent):
+        if sandbox.START in words and words[-2] == str(parent):
             found.append(process)
     return found
 
@@ -80,15 +84,20 @@ def one(program: str, tests: str, *entry: str, limits: sandbox.Limits | None = N
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory):
+def attacked():
     """All hostile programs in one run, an honest one after each, watched from outside."""
-    folder = tmp_path_factory.mktemp("canary")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # it is the box that keeps the canary, not the mode of its folder
+    try:
+        yield attack(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def attack(folder):
     canary = folder / "canary"
     secret, expected = secrets.token_hex(8), f"expected-{secrets.token_hex(8)}"
     canary.write_text(secret)
-    for path in (folder, *folder.parents):
-        if path.owner() == folder.owner() and str(path).startswith(str(folder.parent.parent)):
-            path.chmod(0o755)  # it is the box that keeps the canary, not its folder's mode
     canary.chmod(0o666)
     os.environ["PARAKNOW_SECRET"] = secret
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -136,8 +145,6 @@ def test_no_hostile_program_passes_or_gets_anything_and_the_next_item_runs(attac
     assert attacked.secret not in outcome.said
     if name in EMPTY:
         assert outcome.said.endswith(f" {EMPTY[name]}"), outcome
-    if name == "reads_the_tests":
-        assert outcome.said.count("expected-") <= 1
     assert outcome.seconds < SMALL.seconds + 5
     assert attacked.honest[name].passed, attacked.honest[name]
 
@@ -152,7 +159,7 @@ def test_nothing_is_left_of_the_hostile_programs_and_nothing_outside_changed(att
 
 def test_memory_threads_and_the_folder_stay_within_limits(attacked):
     amount = {name: int(attacked.outcomes[name].said.split()[-2]) for name in ("memory_hog", "fills_folder")}
-    assert 0 < amount["memory_hog"] < 256 and 0 < amount["fills_folder"] <= 4
+    assert 0 < amount["memory_hog"] < 256 and 0 < amount["fills_folder"] <= 4  # MiB
     assert 0 < int(attacked.outcomes["thread_bomb"].said.split()[-1]) <= SMALL.processes
 
 
@@ -179,8 +186,8 @@ def many():
 """
     tests = """
 import collections, math
-for x in (None, True, 0, -1, 10**5000, 1.5, -0.0, math.inf, 2j, "", "é\\ud800\\0", b"\\0\\xff", bytearray(b"a"), [], [[1]],
-          (1,), (), {1, 2}, frozenset({(1, "a")}), {"a": [1, {2: (3,)}], (1, 2): None}, range(3, 9, 2)):
+for x in (None, True, 0, -1, 10**5000, 1.5, -0.0, math.inf, 2j, "", "é\\ud800\\0", b"\\0\\xff", bytearray(b"a"), [],
+          [[1]], (1,), (), {1, 2}, frozenset({(1, "a")}), {"a": [1, {2: (3,)}], (1, 2): None}, range(3, 9, 2)):
     y = back(x)
     assert y == x and type(y) is type(x), (x, y)
 assert back(True) is True and math.copysign(1, back(-0.0)) == -1 and math.isnan(back(math.nan))
@@ -290,6 +297,12 @@ def test_boxes_end_with_the_process_that_made_them():
         finally:
             process.kill()
     assert gone(process.pid)
+
+
+def test_limits_are_checked():
+    for wrong in ({"seconds": 0}, {"memory": 1 << 20}, {"processes": -1}):
+        with pytest.raises(ValueError, match="Limits: all must be positive"):
+            sandbox.Limits(**wrong)
 
 
 def test_where_the_platform_cannot_isolate_nothing_runs(monkeypatch):

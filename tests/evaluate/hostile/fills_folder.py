@@ -3,7 +3,7 @@
 
 def answer(canary, port):
     written = 0
-    for size in (1, 1 << 22):
+    for size in (1 << 20, 1):
         for number in range(100_000):
             try:
                 with open(f"{size}-{number}", "wb") as file:
@@ -11,7 +11,7 @@ def answer(canary, port):
             except OSError:
                 break
     try:
-        with open("1-0", "r+b") as file:
+        with open(f"{1 << 20}-0", "r+b") as file:
             file.truncate(1 << 50)
     except OSError:
         pass

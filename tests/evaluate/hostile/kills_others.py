@@ -5,7 +5,7 @@ import signal
 
 
 def answer(canary, port):
-    for number in (os.getppid(), 1, 0, -1, *range(1, 3000)):
+    for number in (os.getppid(), 1, -1, *range(1, 3000)):
         for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
             try:
                 if number != os.getpid():
