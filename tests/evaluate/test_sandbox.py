@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from paraknow.errors import Cancelled, ResourceError
-from paraknow.evaluate import sandbox
+from paraknow.evaluate import isolation, sandbox
 
 HOSTILE = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "hostile").glob("*.py"))}
 HONEST = sandbox.Trial("def double(x):\n    return 2 * x\n", "assert double(4) == 8", ("double",))
@@ -222,6 +222,17 @@ def test_a_program_that_ends_cannot_pass_though_the_tests_catch_everything():
     assert (outcome.passed, outcome.status) == (False, "killed") and "code 0" in outcome.said
 
 
+def test_tests_that_call_nothing_pass_nothing():
+    assert one("def f(): pass", "assert True", "f").said == "the tests called nothing of the program"
+
+
+def test_an_item_ends_the_same_way_every_time():
+    program = "import random\ndef f(x):\n    return x, random.random(), list({'a', 'b', 'c', 'd'})"
+    tests = "import random\nx = f(random.random())\nassert False, x"
+    first, second = sandbox.run([sandbox.Trial(program, tests, ("f",))] * 2)
+    assert first.said == second.said and first.status == "failed"
+
+
 def test_processor_time_is_limited_within_the_wall_clock():
     program = "import threading\ndef f():\n    while True: pass\n[threading.Thread(target=f).start() for _ in range(3)]"
     assert one(program, "f()", "f", limits=sandbox.Limits(seconds=1.0)).status == "timeout"
@@ -321,3 +332,9 @@ def test_other_platforms_and_refused_namespaces_are_told_apart(monkeypatch):
     monkeypatch.setattr(sandbox, "PROBE", "def reached():\n    return ['the network']")
     assert "the network" in (sandbox.available() or "")
     sandbox.available.cache_clear()
+
+
+def test_a_machine_whose_system_calls_are_not_listed_is_refused():
+    assert all(len(isolation.filter_program(machine)) % 8 == 0 for machine in ("x86_64", "aarch64"))
+    with pytest.raises(isolation.Refused, match="not for riscv64"):
+        isolation.filter_program("riscv64")
