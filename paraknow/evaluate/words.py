@@ -58,7 +58,9 @@ def hidden_below(row: Mapping[str, Any]) -> float | None:
     if "detectable" in row or row.get("seeds", 1) != 1:
         return row.get("detectable")
     n, gained, lost = (row.get(k) for k in ("n", "gained", "lost"))
-    return statistics.detectable(n, (gained + lost) / n) if n and None not in (gained, lost) else None
+    if not n or gained is None or lost is None:
+        return None
+    return statistics.detectable(n, (gained + lost) / n)
 
 
 def _hidden(row: Mapping[str, Any]) -> str:
