@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from paraknow import screen
 from paraknow.evaluate import deltas, statistics, words
 
 
@@ -81,7 +82,7 @@ def items(model: str, correct: np.ndarray, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def test_rows_carry_their_reading_and_what_stays_hidden():
+def test_rows_carry_their_reading_and_what_stays_hidden(capsys):
     right = np.arange(100) < 20
     tables = [items("student", right, -1), items("seeking", np.arange(100) < 45), items("seeking+noise", right)]
     made = deltas.rows(pd.concat(tables), {"seeking": ["seeking+noise"]})
@@ -95,3 +96,6 @@ def test_rows_carry_their_reading_and_what_stays_hidden():
     several = deltas.rows(pd.concat([tables[0], *seeds]), {})[1]
     low, high = several["delta_ci"]
     assert several["seeds"] == 3 and several["detectable"] == statistics.detectable_from(low, high)
+    screen.delta_table(made)
+    printed = capsys.readouterr().out
+    assert f"seeking on s, all: {seeking['reading']}" in printed and "hidden below" in printed
