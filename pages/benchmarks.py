@@ -42,12 +42,20 @@ def panels(part: pd.DataFrame, measure: deltas.Measure, key: str) -> None:
         figure = deltas.panel(lines, measure, title, titles, span, kinds)
         with columns[number % 2]:
             shell.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
+            if measure is deltas.DELTA:
+                in_words(lines)
             if lines[lines.model != "teacher"].accuracy.fillna(0).eq(0).all():
                 st.caption(
                     "Neither the student nor any model made from it answers any of these items, so accuracy cannot "
                     "tell them apart: look at the loss "
                     "per answer token."
                 )
+
+
+def in_words(lines: pd.DataFrame) -> None:
+    """What the examined method's difference amounts to, under the figure that draws it."""
+    for line in lines[lines.kind == "examined"].itertuples():
+        st.caption(f"**{shell.escape(line.title)}.** {shell.escape(line.reading)}")
 
 
 def reading(measure: deltas.Measure) -> None:
@@ -82,6 +90,8 @@ def never_shown() -> None:
                 title = tables.panel_title(suite, group) + (": share that arrived" if key == "share" else "")
                 figure = deltas.panel(lines, measure, title, titles, deltas.limits(part, measure), kinds)
                 shell.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))
+                if measure is deltas.DELTA:
+                    in_words(lines)
             reading(measure)
 
 
@@ -94,6 +104,7 @@ def numbers() -> None:
         for name, label, form, what in (
             ("accuracy", "accuracy", "%.3f", "share of items answered correctly"),
             ("delta", "Δ to student", "%+.3f", "paired difference to the student"),
+            ("detectable", "hidden below", "%.3f", "smallest true difference that n items show with probability 0.8"),
             ("p_mcnemar", "p", "%.1e", "exact McNemar test, two-sided"),
             ("p_holm", "p (Holm)", "%.1e", "corrected over all comparisons of this run"),
             ("loss", "loss", "%.3f", "nats per answer token"),
@@ -106,6 +117,7 @@ def numbers() -> None:
         )
     }
     config["title"] = st.column_config.TextColumn("model")
+    config["reading"] = st.column_config.TextColumn("in words", width="large")
     front = [
         "suite",
         "group",
@@ -117,6 +129,8 @@ def numbers() -> None:
         "delta",
         "delta_lo",
         "delta_hi",
+        "detectable",
+        "reading",
         "p_mcnemar",
         "p_holm",
     ]
@@ -129,9 +143,10 @@ def numbers() -> None:
         alt="All numbers of the run, one line per model, suite and group.",
     )
     shell.how_to_read(
-        "lo and hi end 95 % intervals. p is McNemar's exact test against the student; Holm corrects it over all "
-        "comparisons of the run. “claim” is true where the interval lies above 0 against the student and every "
-        "control; – is not measured or does not apply."
+        "lo and hi end 95 % intervals. A true difference smaller than “hidden below” stays hidden with so many items. "
+        "p is McNemar's exact test against the student; Holm corrects it over all comparisons of the run. “claim” is "
+        "true where the interval lies above 0 against the student and every control; – is not measured or does not "
+        "apply."
     )
     shell.csv(frame, f"{run.id}-deltas", "numbers")
 

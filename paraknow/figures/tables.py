@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from paraknow.evaluate import words
+
 GROUPS = {
     "known": "facts both models know",
     "shown": "facts in the fine-tuning set",
@@ -48,9 +50,10 @@ def deltas_frame(rows: Sequence[dict[str, Any]], titles: dict[str, str] | None =
         for source, names in _PAIRS.items():
             line |= dict(zip(names, row.get(source) or (None, None), strict=True))
         line |= {"seeds": row.get("seeds", 1), "claim": row.get("claim"), "share_missing": row.get("share_missing")}
+        line |= {"detectable": words.hidden_below(row), "reading": row.get("reading") or words.reading(row)}
         lines.append(line)
     frame = pd.DataFrame(lines)
-    numeric = [*_NUMBERS, *(name for pair in _PAIRS.values() for name in pair)]
+    numeric = [*_NUMBERS, "detectable", *(name for pair in _PAIRS.values() for name in pair)]
     if len(frame):
         frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce")
     return frame

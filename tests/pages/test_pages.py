@@ -185,6 +185,11 @@ def test_every_page_shows_a_finished_run(page: str, run: store.Run) -> None:
     assert "How to read this" in words(app) or page in ("runs", "ladder")
 
 
+def test_differences_are_put_in_words(run: store.Run) -> None:
+    """Rows of the fixture are as older runs wrote them, without a reading."""
+    assert "No difference to the student that 2 items can show" in words(show("benchmarks"))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_says_what_to_do_where_there_is_nothing(
     page: str, runs: Path, monkeypatch: pytest.MonkeyPatch
