@@ -122,6 +122,17 @@ def _short(value: Any, most: int = 80) -> Any:
     return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
 
 
+@app.command("rescore")
+def runs_rescore(run_id: str) -> None:
+    """Compute a run's intervals and shares anew from its stored items, by today's formulas."""
+    from paraknow.runs import rescore, store
+
+    run = store.find(run_id)
+    if run.recorded:
+        raise InputError(f"run {run.id} came with the package and stays as it is.")
+    print(f"Run {run.id}: {rescore.rescore(run)} rows are written anew.")
+
+
 @app.command("cancel")
 def runs_cancel(run_id: str) -> None:
     """Stop a run at its next step; what it has finished is kept."""

@@ -144,9 +144,8 @@ def _text(value: Any) -> str:
 def interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    if bounds is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})"
+    first, *ends = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, *(bounds or ())))  # + 0.0: never "-0.00"
+    return f"{first} ({ends[0]} to {ends[1]})" if ends else first
 
 
 def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
