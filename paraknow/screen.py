@@ -159,7 +159,7 @@ def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
             "accuracy (95 %)": interval(r["accuracy"], r["ci"]),
             "difference to student": interval(r["delta"], r["delta_ci"]),
             "gained/lost": "–" if r["gained"] is None else f"{r['gained']}/{r['lost']}",
-            "loss": f"{r['loss']:.2f}",
+            "loss": interval(r["loss"], None),
             "share arrived": interval(r["share"], r["share_ci"]),
             "above all controls": {True: "yes", False: "no", None: "–"}[r["claim"]],
         }
