@@ -77,7 +77,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 over what is asked: settings, and records where they are given."""
-        told = [self.benchmark.model_dump(exclude={"file", "shots_file"}), self.limit]
+        told: list[Any] = [self.benchmark.model_dump(exclude={"file", "shots_file"}), self.limit]
         told += [[p.leaf.name, p.splits] for p in self.pieces]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -24,6 +24,8 @@ OURS = ("humaneval", "mbpp", "super_ni")
 RUN_CODE = ("humaneval", "mbpp")
 _KEY = re.compile(r"""^["']?(task|group|class|include)["']?[ \t]*:[ \t]*["']?([^"'\s#\[{]*)""", re.MULTILINE)
 _TAGS = re.compile(r"""^["']?tag["']?[ \t]*:[ \t]*(.*(?:\n[ \t]*-[ \t].*)*)""", re.MULTILINE)
+# what a group's own YAML may say; everything else is set over its tasks
+_GROUP_KEYS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag", "version")
 
 
 class Function(str):
@@ -177,14 +179,16 @@ def _below(entry: Entry, part: str | None, overrides: Mapping[str, Any]) -> Iter
             yield from _below(index()[member], part or member, overrides)
         return
     assert entry.path is not None
-    values = {**settings(entry.path), **overrides}
     if entry.kind != "group":
-        yield Leaf(entry.name, entry.path, part, values, overrides)
+        yield Leaf(entry.name, entry.path, part, {**settings(entry.path), **overrides}, overrides)
         return
-    members = settings(entry.path).get("task")
-    for member in members if isinstance(members, list) else [members]:
-        given = dict(member) if isinstance(member, dict) else {}
-        called = str(given.pop("group", None) or given.pop("task", None) or member) if given else str(member)
+    own = settings(entry.path)
+    members = own.get("task")
+    overrides = {**{k: v for k, v in own.items() if k not in _GROUP_KEYS}, **overrides}
+    for item in members if isinstance(members, list) else [members]:
+        given: dict[str, Any] = dict(item) if isinstance(item, dict) else {"task": item}
+        named: Any = given.pop("group", None) or given.pop("task", None)
+        called = str(named)
         child = index().get(called)
         if child is None:  # a task written out in the group itself
             yield Leaf(f"{entry.name}::{called}", None, part or called, {**overrides, **given})

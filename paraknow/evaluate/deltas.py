@@ -30,10 +30,10 @@ def rows(
 
     `controls` maps a method's label to the labels of the controls it is held against. Keys of a row: model,
     suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost (the differences are to the
-    student; missing for the student itself), loss (nats per answer token; missing where text was generated), bits, share, share_ci (how much of
-    the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
-    delta, delta_ci), claim (true where the interval lies above 0 against the student and every control;
-    missing where a model has no controls).
+    student; missing for the student itself), loss (nats per answer token; missing where text was generated),
+    bits, share, share_ci (how much of the teacher's surplus knowledge arrived; missing with `share_missing`
+    saying why), against (per control: delta, delta_ci), claim (true where the interval lies above 0 against the
+    student and every control; missing where a model has no controls).
     """
     join(items)
     items = _with_parts(items)

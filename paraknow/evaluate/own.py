@@ -5,6 +5,7 @@ lm-eval's modules for the first two run code when they are imported; here genera
 
 from __future__ import annotations
 
+import ast
 import re
 import string
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def _humaneval(
         raise InputError("evaluate.benchmarks.humaneval: it has no worked examples; leave shots at 0.")
     for record in records:
         record.need(("task_id", "prompt", "test", "entry_point"), filled=True)
+        for field in ("prompt", "test"):
+            _python(record, field, record.values[field])
     fields = ("task_id", "prompt", "test", "entry_point", "canonical_solution")
     return [{f: str(r.values.get(f) or "") for f in fields} for r in records][:limit], []
 
@@ -67,6 +70,7 @@ def _mbpp_document(record: Record) -> dict[str, Any]:
     tests = values["test_list"]
     if not isinstance(tests, list) or not all(isinstance(t, str) for t in tests):
         raise InputError(f"{record.where}: the field 'test_list' is not a list of assertions.")
+    _python(record, "test_list", "\n".join(tests))
     try:
         number = int(values["task_id"])
     except (TypeError, ValueError):
@@ -80,6 +84,14 @@ def _mbpp_document(record: Record) -> dict[str, Any]:
         "test_setup_code": str(values.get("test_setup_code") or ""),
         "test_imports": [str(t) for t in values.get("test_imports") or []],
     }
+
+
+def _python(record: Record, field: str, code: Any) -> None:
+    """Raises InputError where a publisher's code is none; it is read, not run."""
+    try:
+        ast.parse(str(code))
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{record.where}: the field {field!r} is not Python ({error}).") from None
 
 
 def written(text: str, document: dict[str, Any]) -> str:

@@ -41,9 +41,8 @@ def _from_hub(plan: Plan) -> Tasks:
     except Exception as error:  # the hub client and lm-eval raise many kinds; all mean the same to the user
         raise unreachable(f"evaluate.benchmarks.{plan.benchmark.title}", plan.benchmark.name, error) from error
     for piece in plan.pieces:
-        task = made.get(piece.leaf.name)
-        for key, value in piece.overrides.items() if task is not None else ():
-            task.set_config(key=key, value=value)
+        for key, value in piece.overrides.items():
+            made[piece.leaf.name].set_config(key=key, value=value)
     return made
 
 
