@@ -116,6 +116,7 @@ def plan(benchmark: Benchmark, limit: int | None = None, run_code: bool = False)
         raise InputError(f"{where}: lm-eval reads it with its own code, so it takes no file; leave the file out.")
     test, examples = _read(benchmark, leaves[0])
     if len(leaves) == 1:
+        test, examples = _own_subject(leaves[0], test), examples and _own_subject(leaves[0], examples)
         return Plan(benchmark, (_piece(benchmark, leaves[0], where, test, examples),), limit)
     return Plan(benchmark, tuple(_by_subject(benchmark, leaves, where, test, examples)), limit)
 
@@ -215,6 +216,17 @@ def _by_subject(
         for subject in known
         if (found := parted[0].get(subject))
     ]
+
+
+def _own_subject(leaf: Leaf, part: list[Record]) -> list[Record]:
+    """What one of MMLU's tasks reads of a file of all subjects. Raises InputError where its own is not there."""
+    subject = leaf.settings.get("dataset_name")
+    if "mmlu" not in str(leaf.settings.get("dataset_path")).lower() or not any("subject" in r.values for r in part):
+        return part
+    kept = [r for r in part if r.values.get("subject") == subject]
+    if not kept:
+        raise InputError(f"{part[0].where}: no record's subject is {subject!r}, which {leaf.name} asks.")
+    return kept
 
 
 def _subjects(part: Sequence[Record], known: Mapping[str, Leaf]) -> dict[str, list[Record]]:

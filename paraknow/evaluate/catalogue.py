@@ -22,6 +22,12 @@ from paraknow.errors import InputError
 
 OURS = ("humaneval", "mbpp", "super_ni")
 RUN_CODE = ("humaneval", "mbpp")
+METRICS = {"humaneval": "pass@1", "mbpp": "pass@1", "super_ni": "exact match, ROUGE-L"}
+# what people most often ask for, shown where no name is given
+COMMON = (
+    "mmlu gsm8k humaneval mbpp super_ni arc_challenge arc_easy hellaswag winogrande piqa boolq openbookqa "
+    "truthfulqa_mc1 commonsense_qa gsm8k_cot mmlu_pro bbh lambada_openai"
+).split()
 _KEY = re.compile(r"""^["']?(task|group|class|include)["']?[ \t]*:[ \t]*["']?([^"'\s#\[{]*)""", re.MULTILINE)
 _TAGS = re.compile(r"""^["']?tag["']?[ \t]*:[ \t]*(.*(?:\n[ \t]*-[ \t].*)*)""", re.MULTILINE)
 # what a group's own YAML may say; everything else is set over its tasks
@@ -215,7 +221,7 @@ def summary(name: str) -> dict[str, Any]:
         "kind": "task" if entry.kind in ("ours", "python") else entry.kind,
         "tasks": len(found),
         "source": first.get("dataset_path"),
-        "metric": "pass@1" if name in RUN_CODE else ", ".join(map(str, metrics)) or None,
+        "metric": METRICS.get(name) or ", ".join(map(str, metrics)) or None,
         "shots": int(first.get("num_fewshot") or 0),
         "needs": needs(name, found),
     }
