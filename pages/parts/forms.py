@@ -34,10 +34,10 @@ def _step(default: Any, high: Any) -> float:
     return min(step, 10.0 ** math.floor(math.log10(abs(default)))) if default else step
 
 
-def _number_or_word(kinds: list[Any]) -> tuple[str, ...] | None:
-    """The words of a field that takes a whole number or one of some words; None for other fields."""
-    words = [w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind)]
-    return tuple(words) if words and len(kinds) > 1 else None
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words of a field that takes a whole number or one of some words; none for other fields."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    return tuple(w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind))
 
 
 def _bare(annotation: Any) -> tuple[Any, bool]:
@@ -52,7 +52,7 @@ def field(model: type[BaseModel], name: str, path: str, options: list[str] | Non
     """The widget of one field, and its value as the config takes it. `path` is its dotted place there."""
     info = model.model_fields[name]
     kind, optional = _bare(info.annotation)
-    words = _number_or_word(list(get_args(info.annotation)))
+    words = _words(info.annotation) if get_origin(kind) is not Literal else ()
     key = PREFIX + path
     common: dict[str, Any] = {"key": key, "help": info.description, "persist_state": "session"}
     if key not in st.session_state:

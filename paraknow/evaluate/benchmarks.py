@@ -246,6 +246,10 @@ def _check(record: Record, settings: Mapping[str, Any]) -> None:
     """Raises InputError where a record lacks what the task's own templates read, or its answer is no choice."""
     if settings.get("process_docs") is not None:
         return  # the fields are made by lm-eval's function
+    choices, target = settings.get("doc_to_choice"), settings.get("doc_to_target")
+    offered = record.values.get("choices")
+    if isinstance(choices, list) and isinstance(offered, list) and len(offered) != len(choices):
+        raise InputError(f"{record.where}: the field 'choices' has {len(offered)} entries; {len(choices)} are asked.")
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         template = settings.get(key)
         if not isinstance(template, str) or isinstance(template, Function):
@@ -254,12 +258,9 @@ def _check(record: Record, settings: Mapping[str, Any]) -> None:
             record.need((template,))
         else:
             _render(template, record)
-    choices, target = settings.get("doc_to_choice"), settings.get("doc_to_target")
     if not isinstance(choices, list) or target not in record.values:
         return
-    offered, answer = record.values.get("choices"), record.values[str(target)]
-    if isinstance(offered, list) and len(offered) != len(choices):
-        raise InputError(f"{record.where}: the field 'choices' has {len(offered)} entries; {len(choices)} are asked.")
+    answer = record.values[str(target)]
     if answer not in choices and (isinstance(answer, bool) or answer not in range(len(choices))):
         raise InputError(f"{record.where}: {target} {answer!r} is none of 0 to {len(choices) - 1}.")
 
