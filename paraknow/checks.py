@@ -95,15 +95,17 @@ def check_examples(task: data.Task, config: RunConfig) -> None:
         )
 
 
-def check_benchmarks(plans: list[benchmarks.Plan], teacher: Checkpoint, student: Checkpoint) -> None:
-    """Refuse what could not be asked. Where a dataset comes from a hub it is fetched now (lm-eval is imported).
+def check_benchmarks(
+    plans: list[benchmarks.Plan], teacher: Checkpoint, student: Checkpoint, fetch: bool = True
+) -> None:
+    """Refuse what could not be asked. `fetch`: a dataset from a hub is fetched now (lm-eval is imported).
 
     Raises InputError: no chat template, no room for a prompt, no sandbox for code, a hub that cannot be reached.
     """
     for plan in plans:
         where = f"evaluate.benchmarks.{plan.benchmark.title}"
         for checkpoint in (teacher, student):
-            if plan.benchmark.chat and not has_template(checkpoint):
+            if plan.benchmark.chat and not has_template(checkpoint) and fetch:
                 raise InputError(
                     f"{where}: chat is asked for, and the tokenizer of {checkpoint.spec!r} has no chat template; "
                     "leave chat out or set it to false."
@@ -117,7 +119,7 @@ def check_benchmarks(plans: list[benchmarks.Plan], teacher: Checkpoint, student:
             sandbox = importlib.import_module("paraknow.evaluate.sandbox")
             if reason := sandbox.available():
                 raise InputError(f"{where}: {reason}")
-        if plan.from_hub:
+        if plan.from_hub and fetch:
             public = importlib.import_module("paraknow.evaluate.public")  # brings lm-eval and torch
             public.tasks(plan)
 

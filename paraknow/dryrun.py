@@ -22,8 +22,7 @@ from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
 from paraknow.errors import InputError, ResourceError
-from paraknow.evaluate import benchmarks, catalogue
-from paraknow.evaluate.benchmarks import Plan
+from paraknow.evaluate import expected
 from paraknow.methods.base import Candidate
 from paraknow.passes import Counts, Work
 from paraknow.recipes import Sizes
@@ -69,8 +68,12 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
             name: _counts(name, config, sizes.get(name), found)
             for name in dict.fromkeys((*config.task, *config.suites))
         }
-        plans = _plans(config, found, teacher, student)
-        asked = {plan.benchmark.title: plan.requests for plan in plans}
+        plans = expected.plans(config)
+        checks.check_benchmarks(plans, teacher, student, fetch=False)
+        asked = {b.title: expected.requests(b, config, plans, sizes) for b in config.evaluate.benchmarks}
+        found.unknown += [
+            f"{b}: how many items it has (nothing is read from a hub)." for b, n in asked.items() if n is None
+        ]
         work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes), asked)
         found.blocks = _blocks(config, teacher.architecture, student.architecture)
         found.methods = [_moves(c, candidates[0], work) for c in candidates]
@@ -204,17 +207,6 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
             found.unknown.append(f"{name}: how many examples its {split} split has (nothing is read from a hub).")
     test = known.test if known.test is None or limit is None else min(limit, known.test)
     return Counts(known.train, known.align, test, None if test is None else test * known.choices)
-
-
-def _plans(config: RunConfig, found: DryRun, teacher: Checkpoint, student: Checkpoint) -> list[Plan]:
-    """What benchmarks ask: counted where their records are files, unknown where they would come from a hub."""
-    local = [b for b in config.evaluate.benchmarks if b.file or b.name not in catalogue.OURS]
-    for b in config.evaluate.benchmarks:
-        if b.file is None:
-            found.unknown.append(f"{b.title}: how many items it has (nothing is read from a hub).")
-    made = benchmarks.plans(config.evaluate.model_copy(update={"benchmarks": tuple(local)}))
-    checks.check_benchmarks([plan for plan in made if not plan.from_hub], teacher, student)
-    return made
 
 
 def _limited(examples: Sequence[data.Example], limit: int | None) -> Iterator[data.Example]:
