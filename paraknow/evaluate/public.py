@@ -37,7 +37,7 @@ def tasks(plan: Plan, chat: bool = False) -> Tasks:
 
 def _from_hub(plan: Plan) -> Tasks:
     try:
-        made = _loaded(plan.benchmark.name)
+        made = _loaded(plan.benchmark.name, (plan.benchmark.shots, plan.benchmark.max_tokens))
     except Exception as error:  # the hub client and lm-eval raise many kinds; all mean the same to the user
         raise unreachable(f"evaluate.benchmarks.{plan.benchmark.title}", plan.benchmark.name, error) from error
     for piece in plan.pieces:
@@ -47,8 +47,8 @@ def _from_hub(plan: Plan) -> Tasks:
 
 
 @lru_cache(maxsize=8)
-def _loaded(name: str) -> dict[str, Any]:
-    """lm-eval's tasks of a name, their datasets fetched."""
+def _loaded(name: str, _settings: tuple[int | None, ...]) -> dict[str, Any]:
+    """lm-eval's tasks of a name, their datasets fetched; objects of their own for each way to set them."""
     return dict(_manager(name).load([name])["tasks"])
 
 

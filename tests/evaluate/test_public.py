@@ -103,6 +103,35 @@ def test_batches_do_not_matter_and_items_repeat(pair, tmp_path):
         assert question not in row.prompt.removesuffix(f"Question: {question}")  # it is no example of its own
 
 
+def test_a_hub_gives_the_same_items_as_files(pair, tmp_path, monkeypatch):
+    """With what a hub would send in its place: the same prompts and answers, for a task, a group and one of ours."""
+    import datasets
+
+    sent = {
+        "openai/gsm8k": {"train": made.gsm8k(6, 50), "test": made.gsm8k(3)},
+        "cais/mmlu": {"dev": made.mmlu(3, 50)[::2], "test": made.mmlu(2)[::2]},
+        "google-research-datasets/mbpp": {"prompt": made.mbpp([2, 3, 4]), "test": made.mbpp([12, 13])},
+    }
+
+    def fake(path: str, name: str | None = None, **_: Any) -> Any:
+        return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in sent[path].items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    public._loaded.cache_clear()
+    hub = measured(pair[0], {"name": "gsm8k", "shots": 2, "max_tokens": 6}, {"name": "mmlu_stem", "limit": 1})
+    test, train = (made.write(tmp_path / f"{k}.jsonl", v) for k, v in reversed(sent["openai/gsm8k"].items()))
+    file = measured(pair[0], {"name": "gsm8k", "file": test, "shots": 2, "shots_file": train, "max_tokens": 6})
+    for column in ("task", "doc_id", "doc_hash", "prompt", "answer", "raw", "correct"):
+        assert list(hub[hub.task.str.startswith("gsm8k")][column]) == list(file[column])
+    default = measured(pair[0], {"name": "gsm8k", "max_tokens": 6})  # not what was set before
+    assert default.prompt[0].count("Question: ") == 6
+    ranked = hub[hub.task == "mmlu_stem"]
+    assert len(ranked) == ranked.doc_id.nunique() == 19 == ranked.subtask.nunique()
+    plan = benchmarks.plan(Benchmark(name="mbpp"), None, True)
+    assert plan.items == 2 and [d["task_id"] for d in plan.pieces[0].splits["prompt"]] == [2, 3, 4]
+    public._loaded.cache_clear()
+
+
 def test_a_template_that_is_missing_is_said(pair, tmp_path):
     file = made.write(tmp_path / "g.jsonl", made.gsm8k(2))
     with pytest.raises(InputError, match="chat is asked for, and the tokenizer of"):
