@@ -44,7 +44,7 @@ def panels(part: pd.DataFrame, measure: deltas.Measure, key: str) -> None:
             shell.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
             if measure is deltas.DELTA:
                 in_words(lines)
-            if lines[lines.model != "teacher"].accuracy.fillna(0).eq(0).all():
+            if lines[lines.model != "teacher"].accuracy.fillna(0).eq(0).all() and lines.loss.notna().any():
                 st.caption(
                     "Neither the student nor any model made from it answers any of these items, so accuracy cannot "
                     "tell them apart: look at the loss "
@@ -224,11 +224,18 @@ def item(items: pd.DataFrame, line: object, model: str, reference: str) -> None:
             "log-probability of the right answer (nats)": shown.logprob,
         }
     )
+    for name, title in (("score", "ROUGE-L"), ("note", "note")):  # older runs have neither
+        if name in shown and shown[name].notna().any():
+            answers[title] = shown[name]
     st.dataframe(answers, hide_index=True, placeholder=shell.MISSING)
+    for r in shown.itertuples() if "raw" in shown else ():
+        if isinstance(r.raw, str):
+            st.caption(f"All that {shell.escape(titles[r.model])} wrote")
+            st.text(r.raw or "(nothing)")
     lists = {
         titles[r.model] + (f", seed {r.seed}" if r.seed > 0 else ""): r
         for r in shown.itertuples()
-        if r.candidates is not None
+        if pd.api.types.is_list_like(r.candidates)
     }
     if lists:
         first = next(iter(lists.values()))
@@ -237,7 +244,7 @@ def item(items: pd.DataFrame, line: object, model: str, reference: str) -> None:
         )
         st.caption("Log-probability of each candidate (nats, summed over its tokens)")
         st.dataframe(table, hide_index=True, height=240)
-    elif shown.answer.isna().any():
+    elif shown.answer.isna().any() and shown.logprob.notna().all():
         st.caption(
             "The harness scores whether the right answer is the greedy continuation; it keeps no other text, so a "
             "wrong answer is missing."

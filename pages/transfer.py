@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from pages.parts import benchmark_form, forms, live, shell
 from pages.parts import estimate as costs
-from pages.parts import forms, live, shell
 from pages.parts import methods as catalogued
 from paraknow import config as configs
 from paraknow import methods, resources
@@ -42,6 +42,7 @@ def fill(config: RunConfig) -> None:
             state[f"t.{part}.{name}"] = (
                 [] if value is None and name in ("modules", "suites") else forms.as_widget(value)
             )
+    benchmark_form.fill(config.evaluate)
     state["t.name"], state["t.task"] = config.name, list(config.task)
     state["t.method.name"] = config.method.name
     for name, value in methods.settings_of(config.method, "method").model_dump().items():
@@ -141,7 +142,10 @@ def form() -> dict:
     with st.expander("Tune: fine-tuning, the same for every model"):
         values["tune"] = forms.fields(Tune, "tune", 4)
     with st.expander("Evaluate: what every model is measured on"):
-        values["evaluate"] = forms.fields(Evaluate, "evaluate", 4, tasks())
+        plain = [n for n in Evaluate.model_fields if n not in ("benchmarks", "run_code")]
+        values["evaluate"] = forms.placed(Evaluate, {n: f"evaluate.{n}" for n in plain}, 4, tasks())
+    with st.expander("Benchmarks: public ones beside the run's own tasks"):
+        values["evaluate"] |= benchmark_form.fields()
     with st.expander("Name, seeds, device"):
         a, b, c, d, e = st.columns(5)
         with a:

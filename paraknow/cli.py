@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_calibrate, cli_runs, cli_sweep
+from paraknow import cli_benchmarks, cli_calibrate, cli_runs, cli_sweep
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
 app.add_typer(cli_runs.app, name="runs")
 app.command("calibrate")(cli_calibrate.calibrate)
+app.command("benchmarks")(cli_benchmarks.benchmarks)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 
@@ -122,13 +123,27 @@ def similarity(config: Config, override: Set = None, as_json: Json = False) -> N
 
 
 @app.command()
-def evaluate(config: Config, override: Set = None, as_json: Json = False) -> None:
-    """Measure teacher and student alone on a config's suites."""
+def evaluate(
+    config: Config,
+    override: Set = None,
+    benchmark: cli_benchmarks.Names = None,
+    shots: cli_benchmarks.Shots = None,
+    shots_file: cli_benchmarks.ShotsFile = None,
+    limit: cli_benchmarks.Limit = None,
+    chat: cli_benchmarks.Chat = None,
+    max_tokens: cli_benchmarks.MaxTokens = None,
+    run_code: cli_benchmarks.RunCode = False,
+    as_json: Json = False,
+) -> None:
+    """Measure teacher and student alone on a config's suites and benchmarks."""
     from paraknow import config as configs
     from paraknow.checks import check
     from paraknow.runs import store
+    from paraknow.runs.worker import quiet
 
-    wanted = configs.load(config, override)
+    about = {"shots": shots, "shots_file": shots_file, "limit": limit, "chat": chat, "max_tokens": max_tokens}
+    wanted = cli_benchmarks.added(configs.load(config, override), benchmark, run_code, **about)
+    quiet()  # checking may bring lm-eval in
     check(wanted)
     run = store.create(wanted, state="running")
     carry_out(run, skip=("locate", "similarity", "align", "tune"))

@@ -19,6 +19,7 @@ from paraknow.errors import InputError
 
 ATTENTION = ("q", "k", "v", "o")
 FFN = ("gate", "up", "down")
+CPU_BATCH = 16  # evaluate.batch_size auto on a CPU, where more rows save no time; lm-eval's search is for GPU memory
 STITCHED_ROWS = 2048  # tokens kept for stitching, over all tasks together
 EMBEDDING = ("embed", "lm_head")
 MODULES = (*ATTENTION, *FFN)
@@ -145,18 +146,81 @@ class Tune(Part):
     )
 
 
+class Benchmark(Part):
+    """A public benchmark by its name, from a hub or from records of one's own in its publishers' fields."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=200,
+        description="A task or group of lm-eval (gsm8k, mmlu, …), or humaneval, mbpp, super_ni; `paraknow benchmarks`.",
+    )
+    file: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Test records: .jsonl, .jsonl.gz, .json, .parquet or a folder of them. None: from a hub.",
+    )
+    shots: int | None = Field(
+        None, ge=0, le=100, description="Worked examples before each question. None: the benchmark's own number."
+    )
+    shots_file: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Records the worked examples come from. None: a train or dev file in the folder, else the test "
+        "records without the item itself.",
+    )
+    chat: bool | None = Field(None, description="Use the chat template. None: where the model's tokenizer has one.")
+    limit: int | None = Field(
+        None, ge=1, description="At most so many items of each of its tasks (subjects). None: evaluate.limit."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=131072, description="Longest generated answer in tokens. None: the benchmark's own."
+    )
+    label: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]{0,39}$", description="What it is called in tables; else its name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def title(self) -> str:
+        """Its name in every table."""
+        return self.label or self.name
+
+
 class Evaluate(Part):
     """What every model of the run is measured on."""
 
     suites: tuple[str, ...] | None = Field(
-        None, description="Tasks whose test split is used; the run's own by default."
+        None,
+        description="Tasks whose test split is used; the run's own by default, none where it is empty and benchmarks "
+        "are named.",
+    )
+    benchmarks: tuple[Benchmark, ...] = Field(
+        (), description="Public benchmarks, by name or as {name, file, shots, shots_file, chat, limit, …}."
     )
     limit: int | None = Field(None, ge=1, description="At most so many test items per suite and group.")
-    batch_size: int = Field(128, ge=1, le=65536, description="Requests per forward pass.")
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = Field(
+        128, description=f"Requests per forward pass. auto: as many as fit on a GPU; {CPU_BATCH} on a CPU."
+    )
+    run_code: bool = Field(
+        False, description="Let humaneval and mbpp run the code that models write, in a sandbox on this machine."
+    )
     reuse: bool = Field(
         True, description="Take over what is known of an unchanged teacher or student on the same items."
     )
     resamples: int = Field(2000, ge=200, le=100000, description="Bootstrap resamples for paired intervals.")
+
+    @model_validator(mode="after")
+    def _benchmarks_have_names(self) -> Evaluate:
+        titles = [b.title for b in self.benchmarks]
+        if twice := next((t for t in titles if titles.count(t) > 1), None):
+            raise ValueError(f"benchmarks name {twice!r} twice; give one of them a label")
+        return self
 
 
 class RunConfig(Part):
@@ -193,7 +257,9 @@ class RunConfig(Part):
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """The tasks that are evaluated."""
+        """The tasks that are evaluated: none only where benchmarks are measured instead."""
+        if self.evaluate.suites == () and self.evaluate.benchmarks:
+            return ()
         return self.evaluate.suites or self.task
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
 from paraknow.errors import InputError, ResourceError
+from paraknow.evaluate import expected
 from paraknow.methods.base import Candidate
 from paraknow.passes import Counts, Work
 from paraknow.recipes import Sizes
@@ -67,11 +68,17 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
             name: _counts(name, config, sizes.get(name), found)
             for name in dict.fromkeys((*config.task, *config.suites))
         }
-        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes))
+        plans = expected.plans(config)
+        checks.check_benchmarks(plans, teacher, student, fetch=False)
+        asked = {b.title: expected.requests(b, config, plans, sizes) for b in config.evaluate.benchmarks}
+        found.unknown += [
+            f"{b}: how many items it has (nothing is read from a hub)." for b, n in asked.items() if n is None
+        ]
+        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes), asked)
         found.blocks = _blocks(config, teacher.architecture, student.architecture)
         found.methods = [_moves(c, candidates[0], work) for c in candidates]
         _add_passes(found, candidates, work)
-        _add_memory(found, candidates, work)
+        _add_memory(found, candidates, work, max((plan.generated for plan in plans), default=0))
     return found
 
 
@@ -220,7 +227,11 @@ def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes:
         longest = min(limit or loaded.architecture.context, loaded.architecture.context)
         if known is not None and known.tokens is not None:
             return min(known.tokens, longest), False
-        if name.startswith("hub:") or not (loaded.folder / "tokenizer_config.json").is_file():
+        if (
+            split == passes.BENCHMARK
+            or name.startswith("hub:")
+            or not (loaded.folder / "tokenizer_config.json").is_file()
+        ):
             return min(longest, config.tune.max_length) if not limit else longest, True
         task = data.load_task(name, config.seed)
         examples = data.sample(task.split(split) or task.train, SAMPLED, config.seed)
@@ -365,9 +376,9 @@ def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
     return list(same.values())
 
 
-def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work) -> None:
+def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, generated: int) -> None:
     device, free = _free(work.config.device)
-    found.memory = checks.peaks(work.config, work.teacher, work.student, list(candidates), device)
+    found.memory = checks.peaks(work.config, work.teacher, work.student, list(candidates), device, generated)
     stage, most = max(found.memory.items(), key=lambda item: item[1])
     where = f"{free / 2**30:.1f} GiB are free on {device} here" if free is not None else "there is no such device here"
     found.notes.append(f"Memory: {stage} needs most, about {most / 2**30:.1f} GiB; {where}.")

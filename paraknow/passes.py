@@ -8,8 +8,8 @@ twice the forward where everything is trained. Attention scores, SVDs and the sc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from paraknow.architecture import Architecture
@@ -17,6 +17,7 @@ from paraknow.checkpoints import Checkpoint
 from paraknow.config import EMBEDDING, MODULES, RunConfig
 from paraknow.methods.base import Candidate
 
+BENCHMARK = "benchmark"  # in a split's place, where a benchmark's questions are read: their length is assumed
 LATEN_CHOOSING = 256  # align examples LaTen scores every step on
 
 
@@ -73,6 +74,7 @@ class Work:
     student: Checkpoint
     counts: dict[str, Counts]
     length: Length
+    benchmarks: Mapping[str, int | None] = field(default_factory=dict)  # requests of each, None: unknown
 
     def total(self, split: str) -> int | None:
         """Examples of a split over the run's own tasks."""
@@ -191,15 +193,19 @@ def tuned(work: Work, candidate: Candidate, examined: Candidate) -> list[Pass]:
 
 
 def evaluated(work: Work, candidates: Sequence[Candidate]) -> list[Pass]:
-    """Requests of every model on every suite; a decoder asks both models."""
+    """Requests of every model on every suite and benchmark; a decoder asks both models.
+
+    Text that is generated counts as one sequence: what is written is read once, with its keys and values kept.
+    """
     made, seeds = [], len(work.config.run_seeds)
-    for name in work.config.suites:
-        requests = work.counts[name].requests
+    suites = [(work.counts[name].requests, (name, "test", 0)) for name in work.config.suites]
+    suites += [(requests, (name, BENCHMARK, 0)) for name, requests in work.benchmarks.items()]
+    for requests, at in suites:
         asked = [("teacher", "teacher", 1), ("student", "student", 1)]
         for c in candidates:
             asked += [(c.label, m, seeds) for m in (("teacher", "student") if c.method.decode else ("student",))]
         for label, model, times in asked:
-            made.append(work.read("evaluate", label, model, _times(times, requests), at=(name, "test", 0)))
+            made.append(work.read("evaluate", label, model, _times(times, requests), at=at))
     return made
 
 

@@ -44,10 +44,11 @@ class Sizes(Part):
 
 
 class Task(Part):
-    """A task by name, its sizes, and what is missing here to score it as the papers do."""
+    """A task by name, its sizes, how it is measured, and what is missing here to score it as the papers do."""
 
     task: str
     sizes: Sizes = Sizes()
+    evaluate: dict[str, Any] = Field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
 
@@ -143,7 +144,7 @@ def expand(family: Family) -> list[Recipe]:
                     "name": name,
                     "pair": {"teacher": pair.teacher, "student": pair.student},
                     "task": task.task,
-                    **merged(family.config, values),
+                    **merged(merged(family.config, {"evaluate": task.evaluate} if task.evaluate else {}), values),
                 }
                 about = (family.published.get(task_name), family.source)
                 made.append(Recipe(name, family.title, pair, values["method"]["name"], task, config, *about))

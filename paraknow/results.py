@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +167,37 @@ class Fused(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, **more: Any) -> SimpleNamespace:
         both = [m(input_ids=input_ids, use_cache=False, **more).logits.float() for m in (self.teacher, self.student)]
         return SimpleNamespace(logits=self.decode(both[0], both[1], self.values))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_length: int,
+        stopping_criteria: Sequence[Any],
+        logits_processor: Sequence[Any] = (),
+        **more: Any,
+    ) -> torch.Tensor:
+        """Greedy continuation of left-padded ids (rows, tokens), as lm-eval asks for it; nothing is kept between steps.
+
+        Raises RunError where text is to be drawn at random.
+        """
+        if more.get("do_sample"):
+            raise RunError("evaluate: a decoder writes the likeliest text; this benchmark wants text drawn at random.")
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        end, pad = self.config.eos_token_id, more.get("pad_token_id")
+        ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end], device=input_ids.device)
+        while input_ids.shape[1] < max_length and not bool(done.all()):
+            scores = self(input_ids, attention_mask=attention_mask).logits[:, -1]
+            for process in logits_processor:
+                scores = process(input_ids, scores)
+            chosen = torch.where(done, pad or 0, scores.argmax(-1))
+            input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
+            attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
+            done = done | torch.isin(chosen, ends)
+            for criterion in stopping_criteria:
+                done = done | criterion(input_ids, scores)
+        return input_ids
 
 
 @contextmanager

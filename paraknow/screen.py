@@ -160,7 +160,7 @@ def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
             "difference to student": interval(r["delta"], r["delta_ci"]),
             "hidden below": "–" if (seen := words.hidden_below(r)) is None else f"{seen:.2f}",
             "gained/lost": "–" if r["gained"] is None else f"{r['gained']}/{r['lost']}",
-            "loss": f"{r['loss']:.2f}",
+            "loss": interval(r["loss"], None),
             "share arrived": interval(r["share"], r["share_ci"]),
             "above all controls": {True: "yes", False: "no", None: "–"}[r["claim"]],
         }

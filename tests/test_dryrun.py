@@ -95,7 +95,7 @@ def test_numbers_of_a_recipe_by_hand():
     tuned = next(p for p in found.passes if p["what"] == "gaussian" and p["stage"] == "tune")
     n = 6_738_415_616 - 32000 * 4096
     assert tuned["flops"] == 3 * 6726 * 512 * (2 * n + 2 * n + 2 * row["trainable"])
-    assert [p["forward"] for p in found.passes if p["stage"] == "evaluate"] == [1319] * 7
+    assert [p["forward"] for p in found.passes if p["stage"] == "evaluate"] == [2 * 1319] * 7  # 0 and 8 shots
     assert found.memory["load"] == 2 * (13_015_864_320 + 6_738_415_616)
 
 
@@ -311,3 +311,21 @@ def test_methods_nobody_described_are_unknown():
         candidates[1].settings,
     )
     assert passes.aligned(None, other, candidates[0]) is None
+
+
+def test_benchmarks_are_counted_where_their_records_are_files(tmp_path):
+    from tests.evaluate import public_records as made
+
+    named = [
+        {"name": "gsm8k", "file": made.write(tmp_path / "g.jsonl", made.gsm8k(5)), "shots": 1, "limit": 3},
+        {"name": "mmlu", "file": made.write(tmp_path / "m.jsonl", made.mmlu(3)), "label": "all"},
+        {"name": "gsm8k", "label": "hub"},
+        {"name": "arc_easy"},
+    ]
+    found = dryrun.dry_run(parse(evaluate={"suites": [], "benchmarks": named[:2]}))
+    asked = {p["forward"] for p in found.passes if p["stage"] == "evaluate"}
+    assert asked == {3 + 6 * 4} and not found.unknown
+    found = dryrun.dry_run(parse(evaluate={"suites": [], "benchmarks": named[2:]}))
+    assert found.unknown == ["arc_easy: how many items it has (nothing is read from a hub)."]
+    found = dryrun.dry_run(parse(evaluate={"suites": [], "benchmarks": named[2:3]}))
+    assert {p["forward"] for p in found.passes if p["stage"] == "evaluate"} == {1319}

@@ -36,7 +36,8 @@ def remote(config: RunConfig) -> list[str]:
         for spec in (config.pair.teacher, config.pair.student)
         if spec.count("/") == 1 and not spec.startswith((".", "/", "~", "demo:")) and not os.path.isdir(spec)
     ]
-    return [*models, *(t for t in (*config.task, *config.suites) if t.startswith("hub:"))]
+    tasks = [t for t in (*config.task, *config.suites) if t.startswith("hub:")]
+    return [*models, *tasks, *(b.title for b in config.evaluate.benchmarks if b.file is None)]
 
 
 @st.cache_data(max_entries=32, ttl=20, show_spinner=False)

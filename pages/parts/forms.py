@@ -34,6 +34,12 @@ def _step(default: Any, high: Any) -> float:
     return min(step, 10.0 ** math.floor(math.log10(abs(default)))) if default else step
 
 
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words of a field that takes a whole number or one of some words; none for other fields."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    return tuple(w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind))
+
+
 def _bare(annotation: Any) -> tuple[Any, bool]:
     """A field's type without `| None`, and whether None is allowed."""
     if get_origin(annotation) in (Union, types.UnionType):
@@ -46,11 +52,17 @@ def field(model: type[BaseModel], name: str, path: str, options: list[str] | Non
     """The widget of one field, and its value as the config takes it. `path` is its dotted place there."""
     info = model.model_fields[name]
     kind, optional = _bare(info.annotation)
+    words = _words(info.annotation) if get_origin(kind) is not Literal else ()
     key = PREFIX + path
     common: dict[str, Any] = {"key": key, "help": info.description, "persist_state": "session"}
     if key not in st.session_state:
         st.session_state[key] = as_widget(info.get_default(call_default_factory=True))
     title = label(name)
+    if words:
+        st.session_state[key] = str(st.session_state[key])
+        known = list(dict.fromkeys([*words, str(info.default), st.session_state[key]]))
+        picked = st.selectbox(title, known, accept_new_options=True, **common)
+        return picked if picked in words or not str(picked).isdecimal() else int(picked)
     if get_origin(kind) is Literal:
         return st.selectbox(title, get_args(kind), **common)
     if get_origin(kind) is tuple:

@@ -26,11 +26,12 @@ def join(items: pd.DataFrame) -> None:
 def rows(
     items: pd.DataFrame, controls: Mapping[str, Sequence[str]], resamples: int = 2000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """One row per model, suite and group, in table order.
+    """One row per model, suite and group, in table order; parts of a benchmark are groups of their own beside all.
 
     `controls` maps a method's label to the labels of the controls it is held against. Keys of a row: model,
     suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost, detectable (the differences are
-    to the student; missing for the student itself), loss (nats per answer token), bits, share, share_ci (how much of
+    to the student; missing for the student itself), loss (nats per answer token; missing where text was
+    generated), bits, share, share_ci (how much of
     the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
     delta, delta_ci, detectable), claim (true where the interval lies above 0 against the student and every control;
     missing where a model has no controls), reading (all that in plain words).
@@ -44,10 +45,11 @@ def rows(
     (intersection–union test: Berger, Technometrics 24, 1982).
     """
     join(items)
+    items = _with_parts(items)
     result: list[dict[str, Any]] = []
     order = {name: k for k, name in enumerate(dict.fromkeys(items.model))}
     for (suite, group), part in sorted(
-        items.groupby(["task", "group"], sort=False), key=lambda p: (str(p[0][0]), GROUP_ORDER[str(p[0][1])])
+        items.groupby(["task", "group"], sort=False), key=lambda p: (str(p[0][0]), _place(str(p[0][1])))
     ):
         by_model = {
             str(model): frame.sort_values(["seed", "doc_id"]) for model, frame in part.groupby("model", sort=False)
@@ -57,7 +59,21 @@ def rows(
     for row in result:
         row["reading"] = words.reading(row)
     suites = list(dict.fromkeys(items.task))
-    return sorted(result, key=lambda r: (suites.index(r["suite"]), GROUP_ORDER[r["group"]], order[r["model"]]))
+    return sorted(result, key=lambda r: (suites.index(r["suite"]), _place(r["group"]), order[r["model"]]))
+
+
+def _place(group: str) -> tuple[int, str]:
+    """Where a group's rows stand: parts of a benchmark after all of it."""
+    return GROUP_ORDER.get(group, len(GROUP_ORDER)), group
+
+
+def _with_parts(items: pd.DataFrame) -> pd.DataFrame:
+    """Items of a benchmark with several parts (MMLU's fields) once more, each part as a group of its own."""
+    if "part" not in items or not items.part.notna().any():
+        return items
+    several = items.groupby("task").part.transform("nunique") > 1
+    parts = items[several & items.part.notna()]
+    return pd.concat([items, parts.assign(group=parts.part)], ignore_index=True)
 
 
 def _matrix(frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -88,7 +104,8 @@ def _group_rows(
             "accuracy": float(values.mean()),
             "ci": _accuracy_interval(values, resamples, seed),
             **dict.fromkeys(("delta", "delta_ci", "p_mcnemar", "p_holm", "gained", "lost", "detectable")),
-            "loss": float(-frame.logprob.sum() / frame.answer_tokens.sum()),
+            # text that a model generated has no log-probability
+            "loss": None if frame.logprob.isna().any() else float(-frame.logprob.sum() / frame.answer_tokens.sum()),
             "bits": None if (known := bits[model]) is None else float(known.mean()),
             **dict.fromkeys(("share", "share_ci", "share_missing", "claim")),
             "against": [],

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,8 @@ import pandas as pd
 import yaml
 
 from paraknow import data
+from paraknow.config import CPU_BATCH
+from paraknow.errors import RunError
 from paraknow.models import Loaded
 from paraknow.progress import Progress, silent
 
@@ -25,7 +28,7 @@ os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would start a process
 
 COLUMNS = (
     "task group doc_id doc_hash model seed prompt target answer correct logprob answer_tokens "
-    "candidates candidate_logprobs"
+    "candidates candidate_logprobs part subtask raw score note"
 ).split()
 
 
@@ -68,14 +71,15 @@ def make_task(key: str, kind: str, docs: list[dict]) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval logs several lines per task; the run has its own log."""
+def quiet() -> Iterator[None]:
+    """lm-eval logs several lines per task and prints some; the run has its own log, and stdout may be JSON."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -89,7 +93,7 @@ def answer_lengths(docs: list[dict], harness: Any) -> list[int]:
 def evaluate(
     loaded: Loaded,
     suites: Mapping[str, Sequence[data.Example]],
-    batch_size: int = 128,
+    batch_size: int | str = 128,
     model: Any = None,
     progress: Progress = silent,
 ) -> pd.DataFrame:
@@ -108,8 +112,10 @@ def evaluate(
         for kind, docs in documents(examples, tokenizer).items()
     }
     total = sum(len(doc.get("candidates", [0])) for _, docs in jobs.values() for doc in docs)
-    with _quiet():
-        harness = _harness(loaded, model if model is not None else loaded.model, batch_size, total, progress)
+    with quiet():
+        start = tokenizer.bos_token_id
+        bos = start is not None and list(tokenizer("")["input_ids"])[:1] == [start]
+        harness = reporting(loaded, model, batch_size, total, progress, add_bos_token=bos)
         tasks = {key: make_task(key, key.rpartition("|")[2], docs) for key, (_, docs) in jobs.items()}
         # simple_evaluate would index thousands of tasks and list installed packages first: seconds per model
         result: Any = evaluator.evaluate(
@@ -124,8 +130,12 @@ def evaluate(
     return pd.DataFrame(rows, columns=[c for c in COLUMNS if c not in ("model", "seed")])
 
 
-def _harness(loaded: Loaded, model: Any, batch_size: int, total: int, progress: Progress) -> Any:
-    """lm-eval's own Hugging Face model, without its bars, reporting every forward pass."""
+def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, progress: Progress, **more: Any) -> Any:
+    """lm-eval's own Hugging Face model, without its bars, reporting every forward pass and every generated token.
+
+    `more` goes to lm-eval's HFLM. Raises RunError, while text is generated, where logits hold NaN.
+    """
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     class Reporting(HFLM):
@@ -134,20 +144,37 @@ def _harness(loaded: Loaded, model: Any, batch_size: int, total: int, progress: 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             logits = super()._model_call(inps, *args, **kwargs)
             self.done = min(total, self.done + len(inps))
             progress(self.done, total)
             return logits
 
-    start = loaded.tokenizer.bos_token_id
+        def _model_generate(self, context: Any, max_length: int, stop: Any, **kwargs: Any) -> Any:
+            rows, begun = context.shape
+
+            def each(ids: Any, scores: Any) -> Any:
+                if bool(torch.isnan(scores).any()):
+                    raise RunError("evaluate: the model gives NaN while it generates text.")
+                written = rows * (ids.shape[1] - begun) // max(1, max_length - begun)
+                progress(min(total, self.done + written), total)
+                return scores
+
+            made = super()._model_generate(context, max_length, stop, logits_processor=[each], **kwargs)
+            self.done = min(total, self.done + rows)
+            progress(self.done, total)
+            return made
+
     return Reporting(
-        pretrained=model,
+        pretrained=model if model is not None else loaded.model,
         tokenizer=loaded.tokenizer,
-        batch_size=batch_size,
+        batch_size=CPU_BATCH if batch_size == "auto" and loaded.device.type == "cpu" else batch_size,
         softmax_dtype="float32",  # half types give candidates ties that they do not have
         max_length=loaded.architecture.context,
-        add_bos_token=start is not None and list(loaded.tokenizer("")["input_ids"])[:1] == [start],
+        **more,
     )
 
 

@@ -21,8 +21,10 @@ import pandas as pd
 from paraknow import data, files
 from paraknow.checkpoints import files_hash
 from paraknow.evaluate import harness
+from paraknow.evaluate import measure as measuring
+from paraknow.evaluate.benchmarks import Plan
 from paraknow.models import Loaded
-from paraknow.progress import Progress, silent
+from paraknow.progress import Progress, part, silent
 
 FORMAT = 1  # counted up when what is measured, or how it is written, becomes something else
 LARGEST = 512 * 2**20  # bytes of measurements that are kept; the longest unused go first
@@ -49,38 +51,46 @@ def key(loaded: Loaded, asked: Any, batch_size: int | str) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def evaluate(
+def measure(
     loaded: Loaded,
     suites: Mapping[str, Sequence[data.Example]],
-    batch_size: int,
+    plans: Sequence[Plan],
+    batch_size: int | str,
     folder: Path,
     progress: Progress = silent,
 ) -> pd.DataFrame:
-    """What `harness.evaluate` would return for `loaded` itself; only suites that are not in `folder` are measured.
+    """What `measuring.measure` would return for `loaded` itself; only what is not in `folder` is measured.
 
-    Every suite is a file of its own there. A damaged file is measured again. A measurement that holds NaN or infinity
-    is not kept.
+    Every suite and every benchmark is a file of its own there. A damaged file is measured again. A measurement that
+    holds NaN or infinity is not kept, nor is a benchmark whose records a hub holds: nobody knows here if they change.
     """
-    asked = {name: harness.documents(examples, loaded.tokenizer) for name, examples in suites.items()}
-    places = {name: folder / f"{key(loaded, (name, docs), batch_size)}.parquet" for name, docs in asked.items()}
-    found = {name: frame for name, path in places.items() if (frame := _read(path)) is not None}
+    asked: dict[Any, Any] = {name: (name, harness.documents(e, loaded.tokenizer)) for name, e in suites.items()}
+    asked |= {number: plan.hash for number, plan in enumerate(plans) if not plan.from_hub}
+    places = {k: folder / f"{key(loaded, what, batch_size)}.parquet" for k, what in asked.items()}
+    found = {k: frame for k, path in places.items() if (frame := _read(path)) is not None}
     missing = {name: examples for name, examples in suites.items() if name not in found}
+    others = [number for number in range(len(plans)) if number not in found]
+    whole = bool(missing) + len(others)
     if missing:
-        made = harness.evaluate(loaded, missing, batch_size, None, progress)
-        for name in missing:
-            found[name] = made[made.task == name].reset_index(drop=True)
-            keep(places[name], found[name])
-    else:
-        progress(1, 1)
-    return pd.concat([found[name] for name in suites], ignore_index=True)
+        report = part(progress, 0, 1000 * whole, scale=1000)
+        made = measuring.measure(loaded, missing, (), batch_size, None, report)
+        found |= {name: made[made.task == name].reset_index(drop=True) for name in missing}
+    for place, number in enumerate(others):
+        report = part(progress, 1000 * (place + bool(missing)), 1000 * whole, scale=1000)
+        found[number] = measuring.measure(loaded, {}, [plans[number]], batch_size, None, report)
+    for k in (*missing, *others):
+        if k in places:
+            keep(places[k], found[k])
+    progress(1, 1)
+    return measuring.joined([found[k] for k in (*suites, *range(len(plans)))])
 
 
 def keep(path: Path, frame: pd.DataFrame) -> None:
     """File a measurement, and let the longest unused ones go where there are too many."""
-    if not frame.logprob.map(lambda x: x == x and abs(x) != float("inf")).all():
-        return
-    files.write_table(path, frame)
-    _tidy(path.parent)
+    scored = frame[frame.raw.isna() & frame.note.isna()]  # text that was generated has no log-probability
+    if scored.logprob.map(lambda x: x == x and abs(x) != float("inf")).all():
+        files.write_table(path, frame)
+        _tidy(path.parent)
 
 
 def _read(path: Path) -> pd.DataFrame | None:

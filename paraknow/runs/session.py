@@ -9,6 +9,8 @@ from pathlib import Path
 from paraknow import data
 from paraknow.checks import Checked
 from paraknow.config import RunConfig
+from paraknow.evaluate import benchmarks
+from paraknow.evaluate.benchmarks import Plan
 from paraknow.methods.base import Candidate
 from paraknow.models import Loaded
 from paraknow.runs.store import Run
@@ -24,6 +26,7 @@ class Session:
     checked: Checked
     warn: Warn
     models: dict[str, Loaded] = field(default_factory=dict)
+    _plans: list[Plan] | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -31,6 +34,12 @@ class Session:
 
     def tasks(self, names: tuple[str, ...]) -> list[data.Task]:
         return [data.load_task(name, self.config.seed) for name in names]
+
+    def plans(self) -> list[Plan]:
+        """What the run's benchmarks ask, read once."""
+        if self._plans is None:
+            self._plans = benchmarks.plans(self.config.evaluate)
+        return self._plans
 
     def jobs(self) -> Iterator[tuple[Candidate, int]]:
         """Every model the run makes, with each seed."""

@@ -14,7 +14,8 @@ import torch
 from paraknow import __version__, budget, data, files, results
 from paraknow.checkpoints import weights_hash
 from paraknow.errors import RunError
-from paraknow.evaluate import deltas, harness, kept
+from paraknow.evaluate import deltas, kept
+from paraknow.evaluate.measure import measure
 from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Method
 from paraknow.models import Loaded, load
@@ -42,7 +43,8 @@ def stage_load(session: Session, progress: Progress) -> None:
         "threads": torch.get_num_threads(),
         "seeds": list(config.run_seeds),
         "models": {name: _facts(loaded) for name, loaded in session.models.items()},
-        "data": {task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))},
+        "data": {task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))}
+        | {f"benchmark {plan.benchmark.title}": plan.hash for plan in session.plans()},
     }
     _refuse_changes(session, environment)
     files.write_json(session.run.path("environment.json"), environment)
@@ -118,6 +120,7 @@ def stage_similarity(session: Session, progress: Progress) -> None:
 def stage_evaluate(session: Session, progress: Progress) -> None:
     """Every model on the same items: evaluate/items.parquet, results.json and deltas.json."""
     config, student = session.config, session.models["student"]
+    size = config.evaluate.batch_size
     suites = {task.name: _limited(task.test, config.evaluate.limit) for task in session.tasks(config.suites)}
     subjects: list[tuple[str, int, tuple[Method, Path] | None]] = [("teacher", -1, None), ("student", -1, None)]
     subjects += [
@@ -133,17 +136,18 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
             loaded = session.models["teacher"] if label == "teacher" else student
             if result:
                 with results.applied(session.models["teacher"], student, *result) as model:
-                    frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, model, report)
+                    frame = measure(loaded, suites, session.plans(), size, model, report)
             elif config.evaluate.reuse:
-                frame = kept.evaluate(loaded, suites, config.evaluate.batch_size, store.measured_folder(), report)
+                frame = kept.measure(loaded, suites, session.plans(), size, store.measured_folder(), report)
             else:
-                frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, None, report)
+                frame = measure(loaded, suites, session.plans(), size, None, report)
             frame.insert(4, "model", label)
             frame.insert(5, "seed", seed)
             files.write_table(file, frame)
         parts.append(file)
     items = pd.concat([pd.read_parquet(file) for file in parts], ignore_index=True)
-    bad = items[~items.logprob.map(lambda x: x == x and abs(x) != float("inf"))]
+    unscored = items.raw.notna() | items.note.notna()  # text was generated, or no candidate is right
+    bad = items[~items.logprob.map(lambda x: x == x and abs(x) != float("inf")) & ~unscored]
     if len(bad):
         raise RunError(
             f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}."

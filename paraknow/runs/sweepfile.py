@@ -26,7 +26,7 @@ from paraknow.runs.compare import flatten
 
 MOST = 1000  # points; more is a slip in a grid
 # What decides which examples are read. Rows of one table must differ in a setting and in nothing else.
-SAME = ("task", "seed", "seeds", "evaluate.suites", "evaluate.limit")
+SAME = ("task", "seed", "seeds", "evaluate.suites", "evaluate.limit", "evaluate.benchmarks")
 
 
 class SweepFile(Part):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paraknow import data, models
-from paraknow.evaluate import harness, kept
+from paraknow import config, data, models
+from paraknow.evaluate import benchmarks, harness, kept, public
+from tests.evaluate import public_records
 
 SUITES = {name: data.load_task(name).test[:4] for name in ("demo:people", "demo:sum")}
 
@@ -30,7 +31,7 @@ def asked(monkeypatch) -> list[set[str]]:
 
 
 def measure(folder: Path, into: Path, suites=SUITES, batch_size: int = 4, dtype: str = "float32") -> pd.DataFrame:
-    return kept.evaluate(models.load(str(folder), dtype=dtype, device="cpu"), suites, batch_size, into)
+    return kept.measure(models.load(str(folder), dtype=dtype, device="cpu"), suites, (), batch_size, into)
 
 
 def test_what_is_kept_is_what_was_measured(own, tmp_path, asked):
@@ -107,7 +108,7 @@ def test_a_damaged_file_is_measured_again(own, tmp_path, asked, content):
 
 
 def test_what_is_not_finite_is_not_kept(tmp_path):
-    kept.keep(tmp_path / "a.parquet", pd.DataFrame({"logprob": [-1.0, float("nan")]}))
+    kept.keep(tmp_path / "a.parquet", pd.DataFrame({"logprob": [-1.0, float("nan")], "raw": None, "note": None}))
     assert not list(tmp_path.iterdir())
 
 
@@ -117,3 +118,21 @@ def test_the_longest_unused_go_first(tmp_path):
         os.utime(tmp_path / f"{name}.parquet", (1000 - age, 1000 - age))
     kept._tidy(tmp_path, 20)
     assert sorted(p.stem for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("change", ["records", "shots"])
+def test_benchmarks_are_kept_with_their_records(own, tmp_path, monkeypatch, change):
+    calls, real = [], public.evaluate
+    monkeypatch.setattr(public, "evaluate", lambda loaded, plans, *rest: calls.append(1) or real(loaded, plans, *rest))
+    loaded, file = models.load(str(own), device="cpu"), tmp_path / "m.jsonl"
+
+    def measured(count: int, shots: int = 0) -> pd.DataFrame:
+        named = {"name": "mmlu", "file": public_records.write(file, public_records.mmlu(count)), "shots": shots}
+        plans = benchmarks.plans(config.Evaluate(suites=(), benchmarks=[named], limit=2))
+        return kept.measure(loaded, {}, plans, 4, tmp_path / "kept")
+
+    first, second = measured(4), measured(4)
+    assert len(calls) == 1 and len(first) == 4
+    assert list(first.logprob) == list(second.logprob) and list(first.part) == list(second.part)
+    measured(5) if change == "records" else measured(4, shots=1)
+    assert len(calls) == 2
