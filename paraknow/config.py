@@ -161,7 +161,9 @@ class RunConfig(Part):
 
     name: str = Field("", max_length=200, description="A title for the run.")
     pair: Pair
-    task: tuple[str, ...] = Field(min_length=1, description="demo:people, a .jsonl file, a .csv fact table, a folder, or hub:org/name.")
+    task: tuple[str, ...] = Field(
+        min_length=1, description="demo:people, a .jsonl file, a .csv fact table, a folder, or hub:org/name."
+    )
     locate: Locate = Locate()
     similarity: Similarity = Similarity()
     method: MethodChoice = MethodChoice(name="seeking")

@@ -143,9 +143,8 @@ def _text(value: Any) -> str:
 def interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    if bounds is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})"
+    shown = [f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, *(bounds or ()))]  # + 0.0: never "-0.00"
+    return shown[0] if bounds is None else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:

@@ -30,7 +30,7 @@ def rows(
 
     `controls` maps a method's label to the labels of the controls it is held against. Keys of a row: model,
     suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost (the differences are to the
-    student; missing for the student itself), loss (nats per answer token), bits, share, share_ci (how much of
+    student; missing for the student itself), loss (nats per answer token), bits, bits_ci, share, share_ci (how much of
     the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
     delta, delta_ci), claim (true where the interval lies above 0 against the student and every control;
     missing where a model has no controls).
@@ -65,7 +65,7 @@ def _group_rows(
     seed: int,
 ) -> list[dict[str, Any]]:
     correct = {model: _matrix(frame, "correct").astype(bool) for model, frame in models.items()}
-    bits = {model: _bits(frame, seed) for model, frame in models.items()}
+    bits = {model: item_bits(frame, seed) for model, frame in models.items()}
     made = []
     for model, frame in models.items():
         values = correct[model]
@@ -80,6 +80,7 @@ def _group_rows(
             **dict.fromkeys(("delta", "delta_ci", "p_mcnemar", "p_holm", "gained", "lost")),
             "loss": float(-frame.logprob.sum() / frame.answer_tokens.sum()),
             "bits": None if (known := bits[model]) is None else float(known.mean()),
+            "bits_ci": bits_interval(known, resamples, seed),
             **dict.fromkeys(("share", "share_ci", "share_missing", "claim")),
             "against": [],
         }
@@ -114,8 +115,15 @@ def _difference(method: np.ndarray, reference: np.ndarray, resamples: int, seed:
     }
 
 
-def _bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:
-    """(seeds, items) bits of knowledge; None where the items have no candidates."""
+def bits_interval(bits: np.ndarray | None, resamples: int, seed: int) -> list[float] | None:
+    """95 % interval of mean bits, over items (and seeds); None without bits, and for one item, which has no spread."""
+    if bits is None or bits.shape[1] < 2:
+        return None
+    return list(statistics.paired_bootstrap(bits, seed, resamples))
+
+
+def item_bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:
+    """(seeds, items) bits of knowledge of one model on one suite and group; None where items have no candidates."""
     if frame.candidates.isna().any():
         return None
     per_seed = []
