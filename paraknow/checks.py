@@ -36,7 +36,7 @@ def check(config: RunConfig) -> Checked:
     for candidate in candidates:
         if candidate.method.check:
             candidate.method.check(teacher, student, candidate.settings)
-    for name in dict.fromkeys((*config.task, *config.suites)):
+    for name in config.all_tasks:
         task = data.load_task(name, config.seed)
         if name in config.task:
             check_examples(task, config)
@@ -53,7 +53,7 @@ def peaks(
     rows = min(config.tune.micro_batch, config.tune.batch_size)
     length = max(config.locate.max_length, config.tune.max_length)
     tokens = min(length, teacher.architecture.context)
-    counts = (tokens, rows, len(config.task), config.evaluate.batch_size)
+    counts = (tokens, rows, len(config.located_on), config.evaluate.batch_size)
     memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, device == "cuda")
     held = [c.method.holds(teacher, student, c.settings) for c in candidates if c.method.holds]
     if held:

@@ -63,10 +63,7 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
             for name, spec in (("teacher", config.pair.teacher), ("student", config.pair.student))
         )
         _check(config, candidates, teacher, student)
-        counts = {
-            name: _counts(name, config, sizes.get(name), found)
-            for name in dict.fromkeys((*config.task, *config.suites))
-        }
+        counts = {name: _counts(name, config, sizes.get(name), found) for name in config.all_tasks}
         work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes))
         found.blocks = _blocks(config, teacher.architecture, student.architecture)
         found.methods = [_moves(c, candidates[0], work) for c in candidates]
