@@ -158,7 +158,8 @@ def locate(
     before, whole = (1000, 3000) if settings.layers == "matched" else (0, 2000)
     if settings.layers == "matched":
         report = part(progress, 0, whole, "matching layers", scale=1000)
-        located.stitching, matched = _match(teacher, student, matched_on or tasks, similarity or Similarity(), seed, report)
+        texts = matched_on or tasks
+        located.stitching, matched = _match(teacher, student, texts, similarity or Similarity(), seed, report)
     for number, (name, loaded) in enumerate((("teacher", teacher), ("student", student))):
         report = part(progress, before + number * 1000, whole, name, scale=1000)
         layers = loaded.architecture.layers
