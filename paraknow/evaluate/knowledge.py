@@ -155,6 +155,7 @@ def read(
 ) -> Audit:
     """An audit from the items of `teacher` and `student` as `harness.evaluate` measures them; `doc_id` counts
     `examples`. `names`: of teacher, student and task. Raises RunError where the two answered different items."""
+    deltas.join(items)
     about = _items(items, examples, seed)
     by_group = {g: part for g, part in about.groupby("group", sort=False)}
     order = sorted(by_group, key=lambda g: deltas.GROUP_ORDER[str(g)])

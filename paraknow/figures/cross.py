@@ -96,9 +96,9 @@ def matrix(table: pd.DataFrame, tasks: Sequence[str], method: str, scope: str, h
                 for color, width in ((PAPER, 7), (EXAMINED.color, 4)):  # a white edge keeps it apart from every colour
                     figure.add_shape(type="rect", **box, line={"color": color, "width": width})
     if len(rows) > len(tasks):
-        y = len(tasks) - 0.5
+        border = len(tasks) - 0.5
         line = {"color": NEUTRAL, "width": 2, "dash": "dot"}
-        figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, line=line)
+        figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=border, y1=border, line=line)
     font = {"size": 15}
     across = {"tickvals": list(range(len(tasks))), "ticktext": [_name(t) for t in tasks], "tickfont": font}
     figure.update_xaxes(title={"text": "measured on", "font": font}, **across, showgrid=False, zeroline=False)

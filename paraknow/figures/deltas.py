@@ -123,7 +123,7 @@ def _mark(figure: go.Figure, line: object, measure: Measure, label: str, style: 
 def _numbers(value: float, low: float, high: float, measure: Measure) -> str:
     if value != value:
         return MISSING
-    show = signed if measure.zero is not None else (lambda v: f"{v:.2f}")
+    show = signed if measure.zero is not None else (lambda v: f"{round(v, 2) + 0.0:.2f}".replace("-", "−"))
     return show(value) if low != low else f"{show(value)} [{show(low)}, {show(high)}]"
 
 
