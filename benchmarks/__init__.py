@@ -1,1 +1,1 @@
-"""Speed and memory against named rivals, both sides in one run, as ratios: `python -m benchmarks`."""
+"""Speed and memory against named rivals (`python -m benchmarks`); whether the intervals can be believed."""

@@ -10,7 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker sets it, before
 
 import torch
 
-from benchmarks import comparing, locating
+from benchmarks import comparing, evaluating, locating
 from paraknow.screen import emit, table
 
 CPU = torch.device("cpu")
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "blocks": lambda: locating.block_choice(CPU),
     "neurons": lambda: locating.attribution(CPU, 5),
     "cka": lambda: comparing.cka_cost(CPU),
+    "evaluation": lambda: evaluating.evaluation_cost(CPU),
 }
 
 

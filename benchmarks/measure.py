@@ -33,7 +33,8 @@ class Ratio:
         return {**asdict(self), "limit": f"{sign} {self.limit:g}", "held": self.held}
 
 
-def _clock(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall-clock time of one call."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -46,7 +47,7 @@ def _clock(work: Callable[[], Any]) -> float:
 def speed_up(what: str, rival: str, ours: Callable[[], Any], theirs: Callable[[], Any], limit: float, rounds: int = 5):
     """The rival's time over ours: at least `limit`."""
     ours()
-    values = [_clock(theirs) / _clock(ours) for _ in range(rounds)]
+    values = [seconds(theirs) / seconds(ours) for _ in range(rounds)]
     return Ratio(what, rival, statistics.median(values), limit, True, values)
 
 
@@ -54,7 +55,7 @@ def slow_down(what: str, rival: str, ours: Callable[[], Any], theirs: Callable[[
     """Our time over the rival's: at most `limit`."""
     theirs()
     ours()
-    values = [1 / (_clock(theirs) / _clock(ours)) for _ in range(rounds)]
+    values = [1 / (seconds(theirs) / seconds(ours)) for _ in range(rounds)]
     return Ratio(what, rival, statistics.median(values), limit, False, values)
 
 

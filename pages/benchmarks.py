@@ -5,9 +5,11 @@ import streamlit as st
 
 from pages.parts import artifacts, cross, shell, words
 from pages.parts import methods as about
+from paraknow.evaluate import items as stored
 from paraknow.figures import deltas, tables
 
 PER_PAGE = 8
+MARKS = {"gained": "▲ gained", "lost": "▽ lost"}
 MEASURES = {
     "Difference to the student": deltas.DELTA,
     "Accuracy": deltas.ACCURACY,
@@ -41,12 +43,20 @@ def panels(part: pd.DataFrame, measure: deltas.Measure, key: str) -> None:
         figure = deltas.panel(lines, measure, title, titles, span, kinds)
         with columns[number % 2]:
             shell.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
+            if measure is deltas.DELTA:
+                in_words(lines)
             if lines[lines.model != "teacher"].accuracy.fillna(0).eq(0).all():
                 st.caption(
                     "Neither the student nor any model made from it answers any of these items, so accuracy cannot "
                     "tell them apart: look at the loss "
                     "per answer token."
                 )
+
+
+def in_words(lines: pd.DataFrame) -> None:
+    """What the examined method's difference amounts to, under the figure that draws it."""
+    for line in lines[lines.kind == "examined"].itertuples():
+        st.caption(f"**{shell.escape(line.title)}.** {shell.escape(line.reading)}")
 
 
 def reading(measure: deltas.Measure) -> None:
@@ -85,6 +95,8 @@ def never_shown() -> None:
                 title = tables.panel_title(suite, group) + (": share that arrived" if key == "share" else "")
                 figure = deltas.panel(lines, measure, title, titles, deltas.limits(part, measure), kinds)
                 shell.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))
+                if measure is deltas.DELTA:
+                    in_words(lines)
             reading(measure)
 
 
@@ -109,6 +121,7 @@ def numbers() -> None:
         for name, label, form, what in (
             ("accuracy", "accuracy", "%.3f", "share of items answered correctly"),
             ("delta", "Δ to student", "%+.3f", "paired difference to the student"),
+            ("detectable", "hidden below", "%.3f", "smallest true difference that n items show with probability 0.8"),
             ("p_mcnemar", "p", "%.1e", "exact McNemar test, two-sided"),
             ("p_holm", "p (Holm)", "%.1e", "corrected over all comparisons of this run"),
             ("loss", "loss", "%.3f", "nats per answer token"),
@@ -121,6 +134,7 @@ def numbers() -> None:
         )
     }
     config["title"] = st.column_config.TextColumn("model")
+    config["reading"] = st.column_config.TextColumn("in words", width="large")
     front = [
         "suite",
         "group",
@@ -132,6 +146,8 @@ def numbers() -> None:
         "delta",
         "delta_lo",
         "delta_hi",
+        "detectable",
+        "reading",
         "p_mcnemar",
         "p_holm",
     ]
@@ -144,41 +160,68 @@ def numbers() -> None:
         alt="All numbers of the run, one line per model, suite and group.",
     )
     shell.how_to_read(
-        "lo and hi end 95 % intervals. p is McNemar's exact test against the student; Holm corrects it over all "
-        "comparisons of the run. “claim” is true where the interval lies above 0 against the student and every "
-        "control; – is not measured or does not apply."
+        "lo and hi end 95 % intervals. A true difference smaller than “hidden below” stays hidden with so many items. "
+        "p is McNemar's exact test against the student; Holm corrects it over all comparisons of the run. “claim” is "
+        "true where the interval lies above 0 against the student and every control; – is not measured or does not "
+        "apply."
     )
     shell.csv(frame, f"{run.id}-deltas", "numbers")
 
 
-def flipped() -> None:
-    """Items gained and lost against a chosen model, each openable."""
-    st.subheader("Items gained and lost")
+def item_by_item() -> None:
+    """Every item with two models' answers: searched, filtered, gained and lost first, each openable."""
+    st.subheader("Item by item")
     items = shell.read(artifacts.table, run, "evaluate/items.parquet")
     if items is None:
         return
-    movable = [m for m in kinds if m not in ("teacher", "student")]
+    movable = [m for m in kinds if m not in ("teacher", "student")] or ["teacher"]
     a, b, c = st.columns(3)
     model = a.selectbox("Model", movable, format_func=titles.get, key="b.model")
     reference = b.selectbox(
         "Against", [m for m in ("student", *kinds) if m != model], format_func=titles.get, key="b.reference"
     )
-    found = tables.flips(items, model, reference)
-    change = c.segmented_control("Show", ["all", "gained", "lost"], default="all", required=True, key="b.change")
-    counts = found.change.value_counts()
-    st.markdown(
-        f"Of {items[['task', 'doc_id']].drop_duplicates().shape[0]} items, {shell.escape(titles[model])} gains "
-        f"**{counts.get('gained', 0)}** and loses **{counts.get('lost', 0)}** against "
-        f"{shell.escape(titles[reference])}."
+    search = c.text_input(
+        "Search", key="b.search", placeholder="words of a question or an answer", help="Every word must occur."
     )
-    if change != "all":
-        found = found[found.change == change]
-    shell.csv(found, f"{run.id}-flips", "flips")
+    every = stored.lines(items, model, reference)
+    counts = every.change.value_counts()
+    present = [name for name in stored.CHANGES if name in counts]
+    changes = st.pills(
+        "Show",
+        present,
+        selection_mode="multi",
+        default=[name for name in present if name in ("gained", "lost")],
+        format_func=lambda name: f"{name} ({counts[name]})",
+        key=f"b.change.{model}.{reference}",
+        help="Nothing chosen shows all.",
+    )
+    tasks, groups = ([str(x) for x in dict.fromkeys(every[name])] for name in ("task", "group"))
+    d, e = st.columns(2)
+    suites = d.multiselect("Suites", tasks, key="b.suites", placeholder="all") if len(tasks) > 1 else []
+    chosen = (
+        e.multiselect(
+            "Groups", groups, key="b.groups", placeholder="all", format_func=lambda g: tables.GROUPS.get(g, g)
+        )
+        if len(groups) > 1
+        else []
+    )
+    st.markdown(
+        f"Of {len(every)} items, {shell.escape(titles[model])} gains **{counts.get('gained', 0)}** and loses "
+        f"**{counts.get('lost', 0)}** against {shell.escape(titles[reference])}."
+    )
+    found = stored.select(every, search, changes, suites, chosen)
+    if found.empty:
+        st.caption("No item is like that.")
+        return
+    shell.csv(found, f"{run.id}-items", "items")
     pages = max(1, -(-len(found) // PER_PAGE))
-    page = st.number_input("Page", 1, pages, 1, key=f"b.page.{model}.{reference}.{change}") if pages > 1 else 1
+    key = f"b.page.{model}.{reference}.{changes}.{suites}.{chosen}.{search}"
+    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key) if pages > 1 else 1
     for line in found.iloc[(page - 1) * PER_PAGE : page * PER_PAGE].itertuples():
-        mark = "▲ gained" if line.change == "gained" else "▽ lost"
-        with st.expander(f"{mark} · {shell.escape(line.task)} · {shell.escape(str(line.prompt)[:90])}"):
+        mark = MARKS.get(line.change, line.change)
+        with st.expander(
+            f"{mark} · {shell.escape(line.task)} · {shell.escape(' '.join(str(line.prompt).split())[:90])}"
+        ):
             item(items, line, model, reference)
 
 
@@ -235,5 +278,5 @@ knowledge()
 numbers()
 st.subheader("What each model was given")
 about.budgets(run, titles)
-flipped()
+item_by_item()
 cross.section()

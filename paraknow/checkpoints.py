@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -147,19 +148,32 @@ def safetensors_header(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: is not a readable safetensors file ({error}).") from None
 
 
-@lru_cache(maxsize=64)
-def _file_hash(path: Path, size: int, modified: int) -> str:
+@lru_cache(maxsize=256)
+def _file_hash(path: Path, *_state: int) -> str:
+    """Of the whole content, read anew where size, inode or a time has changed. A file's change time is nobody's to
+    set, so that a byte changed in place shows even where its modification time was put back."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _hash(found: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(found):
+        stat = file.stat()
+        state = (stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(f"{file.name}:{_file_hash(file, *state)}".encode())
+    return digest.hexdigest()
+
+
 def weights_hash(checkpoint: Checkpoint) -> str:
     """One SHA-256 over the checkpoint's weight files, in name order."""
-    digest = hashlib.sha256()
-    for file in sorted(checkpoint.folder.glob("*.safetensors")):
-        stat = file.stat()
-        digest.update(f"{file.name}:{_file_hash(file, stat.st_size, stat.st_mtime_ns)}".encode())
-    return digest.hexdigest()
+    return _hash(checkpoint.folder.glob("*.safetensors"))
+
+
+def files_hash(checkpoint: Checkpoint) -> str:
+    """One SHA-256 over everything a model is loaded from: weights, config, tokenizer, chat template."""
+    kinds = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+    return _hash(file for kind in kinds for file in checkpoint.folder.glob(kind))
 
 
 def same_vocabulary(first: Checkpoint, second: Checkpoint) -> bool:

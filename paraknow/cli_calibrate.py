@@ -53,8 +53,9 @@ def calibrate(
         emit({"command": command, **vars(found)})
     else:
         table([_shown(row) for row in found.pooled], "Share of the teacher's never-shown knowledge that arrived")
-        alike = {row["rung"]: row for row in found.pooled}  # the same for all models of a pair
-        table([{"pair": g, **{n: row[n] for n in ladder.PREDICTORS}} for g, row in alike.items()], "How alike the pairs are: means")
+        pairs = {row["rung"]: row for row in found.pooled}  # the same for all models of a pair
+        alike = [{"pair": rung, **{n: row[n] for n in ladder.PREDICTORS}} for rung, row in pairs.items()]
+        table(alike, "How alike the pairs are: means")
         table(found.predictors, "What predicts it: rank correlation of shares with likeness, over pairs")
         print("\n".join(found.words))
     if found.passed is False:

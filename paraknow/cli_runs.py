@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -62,6 +64,73 @@ def runs_compare(first: str, second: str, as_json: Json = False) -> None:
         return
     table(settings, "Settings that differ")
     table(results, "Deltas to the student")
+
+
+@app.command("items")
+def runs_items(
+    run_id: str,
+    model: Annotated[str | None, typer.Option(help="Whose answers; the examined method's by default.")] = None,
+    against: Annotated[str, typer.Option(help="The model it is held against.")] = "student",
+    show: Annotated[
+        list[str] | None, typer.Option(help="gained, lost, both right, both wrong or alike; all by default.")
+    ] = None,
+    search: Annotated[str, typer.Option(help="Words that the question, the target or an answer must hold.")] = "",
+    task: Annotated[list[str] | None, typer.Option(help="Only this suite.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Only this group: known, shown, never_shown, all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Print at most so many; --out keeps all.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Keep what is found: a .parquet or .csv file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Item by item: what was asked, what two models answered, what was gained and lost."""
+    import pandas as pd
+
+    from paraknow import files
+    from paraknow.evaluate import items
+    from paraknow.runs import store
+
+    run = store.find(run_id)
+    file = run.path("evaluate", "items.parquet")
+    if not file.is_file():
+        raise InputError(f"run {run.id} has no measured items.")
+    if out and out.suffix not in (".parquet", ".csv"):
+        raise InputError(f"--out {out}: the name must end in .parquet or .csv.")
+    whole = pd.read_parquet(file)
+    chosen = model or run.config().method.title
+    found = items.select(items.lines(whole, chosen, against), search, show or (), task or (), group or ())
+    if out and out.suffix == ".csv":
+        files.write_text(out, found.to_csv(index=False))
+    elif out:
+        files.write_table(out, found)
+    head = found.head(limit)
+    if as_json:
+        rows = json.loads(head.to_json(orient="records"))
+        emit({"run": run.id, "model": chosen, "against": against, "found": len(found), "items": rows})
+        return
+    names = ["task", "group", "doc_id", "change", "prompt", "target", "answer", "answer_reference", "moved"]
+    rows = [{n: v if v == v else None for n, v in line.items()} for line in head[names].to_dict("records")]
+    table(
+        [{n: _short(v) for n, v in row.items()} for row in rows],
+        f"{chosen} against {against}: {len(found)} items, {len(head)} of them here",
+    )
+
+
+def _short(value: Any, most: int = 80) -> Any:
+    """Text on one line, its middle left out where it is long."""
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.split())
+    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
+
+
+@app.command("rescore")
+def runs_rescore(run_id: str) -> None:
+    """Compute a run's intervals and shares anew from its stored items, by today's formulas."""
+    from paraknow.runs import rescore, store
+
+    run = store.find(run_id)
+    if run.recorded:
+        raise InputError(f"run {run.id} came with the package and stays as it is.")
+    print(f"Run {run.id}: {rescore.rescore(run)} rows are written anew.")
 
 
 @app.command("cancel")

@@ -163,6 +163,9 @@ class Evaluate(Part):
     )
     limit: int | None = Field(None, ge=1, description="At most so many test items per suite and group.")
     batch_size: int = Field(128, ge=1, le=65536, description="Requests per forward pass.")
+    reuse: bool = Field(
+        True, description="Take over what is known of an unchanged teacher or student on the same items."
+    )
     resamples: int = Field(2000, ge=200, le=100000, description="Bootstrap resamples for paired intervals.")
 
 

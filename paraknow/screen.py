@@ -15,6 +15,7 @@ from rich.table import Table
 
 from paraknow import files
 from paraknow import progress as progresses
+from paraknow.evaluate import words
 from paraknow.runs.store import Run
 
 
@@ -143,12 +144,12 @@ def _text(value: Any) -> str:
 def interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    shown = [f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, *(bounds or ()))]  # + 0.0: never "-0.00"
-    return shown[0] if bounds is None else f"{shown[0]} ({shown[1]} to {shown[2]})"
+    first, *ends = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, *(bounds or ())))  # + 0.0: never "-0.00"
+    return f"{first} ({ends[0]} to {ends[1]})" if ends else first
 
 
 def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
-    """The rows of deltas.json as people read them, intervals beside every number."""
+    """The rows of deltas.json as people read them, intervals beside every number, the examined methods in words."""
     made = [
         {
             "suite": r["suite"],
@@ -157,6 +158,7 @@ def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
             "n": r["n"],
             "accuracy (95 %)": interval(r["accuracy"], r["ci"]),
             "difference to student": interval(r["delta"], r["delta_ci"]),
+            "hidden below": "–" if (seen := words.hidden_below(r)) is None else f"{seen:.2f}",
             "gained/lost": "–" if r["gained"] is None else f"{r['gained']}/{r['lost']}",
             "loss": f"{r['loss']:.2f}",
             "share arrived": interval(r["share"], r["share_ci"]),
@@ -165,3 +167,8 @@ def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
         for r in rows
     ]
     table(made, title)
+    examined = [r for r in rows if r["claim"] is not None]
+    for r in examined or [r for r in rows if r["model"] not in ("student", "teacher")]:
+        print(f"{r['model']} on {r['suite']}, {r['group']}: {words.reading(r)}")
+    if rows:
+        print("Hidden below: the smallest true difference that so many items show with probability 0.8.")

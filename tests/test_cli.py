@@ -140,3 +140,19 @@ def test_the_app_comes_up_on_a_machine_that_never_saw_it(tmp_path):
         process.kill()
         process.wait()
         log.close()
+
+
+def test_items_are_searched_and_kept(printed, tmp_path, capsys):
+    run = next(r for r in store.all_runs() if r.recorded)
+    found = printed("runs", "items", run.id, "--show", "gained", "--show", "lost", "--group", "shown", "--limit", "3")
+    assert found["model"] == run.config().method.title and found["against"] == "student" and len(found["items"]) == 3
+    assert all(i["change"] in ("gained", "lost") and i["group"] == "shown" for i in found["items"])
+    word = found["items"][0]["prompt"].split()[-3]
+    fewer = printed("runs", "items", run.id, "--group", "shown", "--search", word, "--out", str(tmp_path / "kept.csv"))
+    assert 0 < fewer["found"] < 225
+    assert word in (tmp_path / "kept.csv").read_text()
+    for arguments in (["--show", "won"], ["--model", "nobody"], ["--out", str(tmp_path / "kept.doc")]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["runs", "items", run.id, *arguments])
+        assert stop.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "kept.doc").exists()

@@ -85,9 +85,14 @@ def share(
 ) -> Share:
     """Share that arrived: (mean method − mean student)/(mean teacher − mean student), in bits on the same items.
 
-    The interval resamples items (and seeds) as `paired_bootstrap` does, with the same weights above and below
-    the fraction bar. Missing where the denominator's own 95 % interval contains 0 (there is nothing, or not
-    certainly anything, to transfer) or lies below it (the student knows more than the teacher).
+    The interval resamples items (and seeds) as `paired_bootstrap` does, with the same weights above and below the
+    fraction bar. Where the gain is not 0 item by item, both ends then move outwards by 1/(4n) nats over the mean
+    surplus: β, fitted on these n items, shifts all bits of a model together by about 1/(2n) nats, or not at all where
+    it is held at 0, and resampling finished bits cannot show that. It is a thousandth of the surplus at n = 75;
+    without it the interval leaves out 0 in 10 % of the worlds in which a model knows nothing.
+
+    Missing where the denominator's own 95 % interval contains 0 (there is nothing, or not certainly anything, to
+    transfer) or lies below it (the student knows more than the teacher).
 
     Args: method_bits: (items,) or (seeds, items). student_bits, teacher_bits: (items,).
     Raises: ValueError for no items, items that do not agree, or bits that are not finite.
@@ -117,7 +122,8 @@ def share(
     # In a rare resample the surplus may vanish: the ratio is then huge with the sign of the gain, never flipped.
     below = np.maximum(means[:, -1], ROUNDING)
     low, high = percentiles(average_seeds(means[:, :-1], rng) / below, items=len(student))
-    return Share(float(gain.mean() / surplus.mean()), low, high)
+    fitted = 1 / (4 * len(student) * np.log(2)) / surplus.mean() if gain.any() else 0.0
+    return Share(float(gain.mean() / surplus.mean()), float(low - fitted), float(high + fitted))
 
 
 def _padded(log_probabilities: Sequence[ArrayLike] | NDArray[np.floating]) -> tuple[Floats, NDArray[np.int64]]:

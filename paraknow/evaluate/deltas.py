@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from paraknow.errors import RunError
-from paraknow.evaluate import audit, statistics
+from paraknow.evaluate import audit, statistics, words
 
 GROUP_ORDER = {"known": 0, "shown": 1, "never_shown": 2, "all": 3}
 
@@ -29,11 +29,19 @@ def rows(
     """One row per model, suite and group, in table order.
 
     `controls` maps a method's label to the labels of the controls it is held against. Keys of a row: model,
-    suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost (the differences are to the
-    student; missing for the student itself), loss (nats per answer token), bits, bits_ci, share, share_ci (how much of
-    the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
-    delta, delta_ci), claim (true where the interval lies above 0 against the student and every control;
-    missing where a model has no controls).
+    suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost, detectable (the differences are
+    to the student; missing for the student itself), loss (nats per answer token), bits, bits_ci, share, share_ci (how
+    much of the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
+    delta, delta_ci, detectable), claim (true where the interval lies above 0 against the student and every control;
+    missing where a model has no controls), reading (all that in plain words).
+
+    detectable: the smallest true difference that these n items show with probability 0.8; smaller ones cannot be
+    seen. Missing where n items are too few for any.
+
+    p_holm corrects over all comparisons with the student in the run, all suites and groups: many rows are read, and
+    the best of them is what one is tempted to report. The claim needs no correction: it asks for every one of its
+    comparisons to hold, and the chance that all do wrongly is at most that of the one most in doubt
+    (intersection–union test: Berger, Technometrics 24, 1982).
     """
     join(items)
     result: list[dict[str, Any]] = []
@@ -46,6 +54,8 @@ def rows(
         }
         result += _group_rows(str(suite), str(group), by_model, controls, resamples, seed)
     _holm(result)
+    for row in result:
+        row["reading"] = words.reading(row)
     suites = list(dict.fromkeys(items.task))
     return sorted(result, key=lambda r: (suites.index(r["suite"]), GROUP_ORDER[r["group"]], order[r["model"]]))
 
@@ -77,7 +87,7 @@ def _group_rows(
             "seeds": values.shape[0],
             "accuracy": float(values.mean()),
             "ci": _accuracy_interval(values, resamples, seed),
-            **dict.fromkeys(("delta", "delta_ci", "p_mcnemar", "p_holm", "gained", "lost")),
+            **dict.fromkeys(("delta", "delta_ci", "p_mcnemar", "p_holm", "gained", "lost", "detectable")),
             "loss": float(-frame.logprob.sum() / frame.answer_tokens.sum()),
             "bits": None if (known := bits[model]) is None else float(known.mean()),
             "bits_ci": bits_interval(known, resamples, seed),
@@ -90,7 +100,9 @@ def _group_rows(
         if held := [c for c in controls.get(model, ()) if c in correct]:
             for control in held:
                 against = _difference(values, correct[control], resamples, seed)
-                row["against"].append({"control": control, "delta": against["delta"], "delta_ci": against["delta_ci"]})
+                row["against"].append(
+                    {"control": control, **{k: against[k] for k in ("delta", "delta_ci", "detectable")}}
+                )
             row["claim"] = row["delta_ci"][0] > 0 and all(a["delta_ci"][0] > 0 for a in row["against"])
         made.append(row)
     return made
@@ -112,14 +124,28 @@ def _difference(method: np.ndarray, reference: np.ndarray, resamples: int, seed:
         "p_mcnemar": found.p_mcnemar,
         "gained": found.gained,
         "lost": found.lost,
+        "detectable": _detectable(found),
     }
 
 
+def _detectable(found: statistics.Comparison) -> float | None:
+    """Exact for one seed each. With several, from the interval: its half-width shows with probability ½."""
+    if found.interval == "tango":
+        return statistics.detectable(found.n, (found.gained + found.lost) / found.n)
+    return statistics.detectable_from(found.lo, found.hi)
+
+
 def bits_interval(bits: np.ndarray | None, resamples: int, seed: int) -> list[float] | None:
-    """95 % interval of mean bits, over items (and seeds); None without bits, and for one item, which has no spread."""
+    """95 % interval of mean bits, or of their mean difference, over items (and seeds), (seeds, items) given.
+
+    1/(4n) nats wider on either side for the fitted β, as a share's interval is (audit.share). None without bits, and
+    for one item, which has no spread.
+    """
     if bits is None or bits.shape[1] < 2:
         return None
-    return list(statistics.paired_bootstrap(bits, seed, resamples))
+    low, high = statistics.paired_bootstrap(bits, seed, resamples)
+    fitted = 1 / (4 * bits.shape[1] * np.log(2)) if bits.any() else 0.0
+    return [float(low - fitted), float(high + fitted)]
 
 
 def item_bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from paraknow.evaluate import words
+
 GROUPS = {
     "known": "facts both models know",
     "shown": "facts in the fine-tuning set",
@@ -48,9 +50,10 @@ def deltas_frame(rows: Sequence[dict[str, Any]], titles: dict[str, str] | None =
         for source, names in _PAIRS.items():
             line |= dict(zip(names, row.get(source) or (None, None), strict=True))
         line |= {"seeds": row.get("seeds", 1), "claim": row.get("claim"), "share_missing": row.get("share_missing")}
+        line |= {"detectable": words.hidden_below(row), "reading": row.get("reading") or words.reading(row)}
         lines.append(line)
     frame = pd.DataFrame(lines)
-    numeric = [*_NUMBERS, *(name for pair in _PAIRS.values() for name in pair)]
+    numeric = [*_NUMBERS, "detectable", *(name for pair in _PAIRS.values() for name in pair)]
     if len(frame):
         frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce")
     return frame
@@ -59,21 +62,3 @@ def deltas_frame(rows: Sequence[dict[str, Any]], titles: dict[str, str] | None =
 def panel_title(suite: str, group: str) -> str:
     """What a suite's group is, for a chart's heading."""
     return suite if group == "all" else f"{suite}: {GROUPS.get(group, group)}"
-
-
-def flips(items: pd.DataFrame, model: str, reference: str) -> pd.DataFrame:
-    """Items that `model` answers better (gained) or worse (lost) than `reference`; over seeds, on average.
-
-    Columns: task, group, doc_id, change (gained or lost), prompt, target, correct_model, correct_reference
-    (shares of seeds).
-    """
-    keys = ["task", "group", "doc_id"]
-    share = {
-        name: items[items.model == label].groupby(keys, sort=False).correct.mean()
-        for name, label in (("correct_model", model), ("correct_reference", reference))
-    }
-    both = pd.concat(share, axis=1).dropna().reset_index()
-    both = both[both.correct_model != both.correct_reference]
-    both["change"] = (both.correct_model > both.correct_reference).map({True: "gained", False: "lost"})
-    texts = items[items.model == model].drop_duplicates(keys)[[*keys, "prompt", "target"]]
-    return both.merge(texts, on=keys, how="left").sort_values(["change", *keys], ignore_index=True)

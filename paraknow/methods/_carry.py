@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 READS = ("q", "gate")  # one of the matrices that read the same input stands for all of them
 NORMS = {"q": "input_layernorm", "gate": "post_attention_layernorm"}
-LEARNT_RANK, LEARNT_WIDTH = 64, 32  # of maps that are trained (_learnt)
+LEARNT_RANK, LEARNT_WIDTH = 64, 32  # of maps that are trained (_trained)
 Streams = dict[Place, "torch.Tensor"]
 
 

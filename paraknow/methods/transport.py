@@ -8,14 +8,13 @@ is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from paraknow.checkpoints import same_vocabulary
-from paraknow.config import FFN, MODULES, Part
+from paraknow.config import FFN, Part
 from paraknow.errors import InputError
 from paraknow.methods._carry import Matching, known_points, read_streams, rebuilt_so_far
 from paraknow.methods.base import Align, Method, Start
@@ -250,10 +249,13 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
             fits["kinship"] = float("nan") if kin is None else float(kin[source, layer])
             made.table.append({"student_layer": layer, "teacher_layer": source, **fits})
             align.progress(layer + 1, student.architecture.layers, "carrying neurons")
-    if settings.learn:
-        _learn(made, align, pairs, fitted, change)
-    if settings.heal:
-        _heal(made, align)
+    if settings.learn or settings.heal:
+        from paraknow.methods import _trained
+
+        if settings.learn:
+            _trained.learn(made, align, pairs, fitted, change)
+        if settings.heal:
+            _trained.heal(made, align)
     return made
 
 
@@ -284,57 +286,6 @@ def _regress(made: Start, align: Align, layer: int, moved: Neurons, x: torch.Ten
     solution = torch.linalg.solve(gram + strength, m.T @ target)
     directions = torch.linalg.svd(m @ solution, full_matrices=False).Vh[: align.settings.neurons].T
     made.factors[(layer, "down")] = (directions.float(), (solution @ directions).T.float().contiguous())
-
-
-def _learn(
-    made: Start, align: Align, pairs: Sequence[int], fitted: dict[tuple[int, int], torch.Tensor], change: Any
-) -> None:
-    """Train the maps themselves on known text, the teacher's neurons (or what `change` makes of them) as they are."""
-    from paraknow import results
-    from paraknow.methods import _learnt
-
-    model = results.rebuilt(align.student, made.matrices)
-    paths = {place: align.student.architecture.path(place[1], place[0]) for place in made.matrices}
-    rows = {}
-    for layer, module in made.matrices:
-        weight = align.teacher.weight(module, pairs[layer]).double()
-        own = weight.T if module in ("o", "down") else weight
-        rows[(layer, module)] = (own if change is None else change(own)).contiguous().to(align.student.device)
-    maps = _learnt.Maps(fitted, align.student.architecture.layers, align.seed)
-    _learnt.hang(model, paths, rows, maps)
-    _train(made, align, model, align.settings.learn, "training maps")
-    made.matrices = {place: model.get_submodule(path).weight.detach() for place, path in paths.items()}
-
-
-def _heal(made: Start, align: Align) -> None:
-    """Tune every matrix of the layers of the new checkpoint on known text, by the run's own schedule."""
-    from paraknow import results
-
-    student = align.student
-    model = results.rebuilt(student, made.matrices)
-    places = [(layer, module) for layer in range(student.architecture.layers) for module in MODULES]
-    moving = {p: model.get_submodule(student.architecture.path(p[1], p[0])).weight for p in places}
-    for weight in moving.values():
-        weight.requires_grad_(True)
-    _train(made, align, model, align.settings.heal, "healing")
-    made.matrices = {place: weight.detach() for place, weight in moving.items()}
-
-
-def _train(made: Start, align: Align, model: Any, wanted: int, doing: str) -> None:
-    """About `wanted` steps, whole passes over the known text, on what requires gradients in `model`."""
-    from paraknow import tune
-    from paraknow.progress import part
-
-    items = align.encode(align.known, align.student)
-    epochs = max(1, round(wanted * align.tune.batch_size / max(1, len(items))))
-    settings = align.tune.model_copy(update={"epochs": epochs})
-    pad = align.student.tokenizer.pad_token_id or 0
-    steps = tune.steps_of(len(items), settings)
-    tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, doing))
-    made.losses, made.steps = [*made.losses, *tuned.losses], made.steps + tuned.steps
-    made.trainable = max(made.trainable, tuned.trainable)
-    if tuned.warning:
-        made.facts["warning"] = tuned.warning
 
 
 def choose(align: Align, layer: int, count: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +159,8 @@ def _possible(values: dict[str, Any], pair: dict[str, str]) -> bool:
 
 def existing(config: RunConfig) -> Run | None:
     """The newest run of exactly this config on models and data that have not changed since, whatever its state."""
-    wanted = configs.dump(config)
     for run in store.all_runs():
-        file = run.path("config.yaml")
-        if run.recorded or not file.is_file() or file.read_text(encoding="utf-8") != wanted:
+        if run.recorded or _config_of(run.path("config.yaml").resolve()) != config:
             continue
         facts = run.path("environment.json")
         if not facts.is_file():
@@ -174,6 +173,15 @@ def existing(config: RunConfig) -> Run | None:
         if all(known[n]["sha256"] == checkpoints.weights_hash(checkpoints.find(s)) for n, s in specs.items()):
             return run
     return None
+
+
+@lru_cache(maxsize=4096)
+def _config_of(path: Path) -> RunConfig | None:
+    """A run's config, which never changes, with today's defaults for what it does not name; None where damaged."""
+    try:
+        return configs.load(path)
+    except InputError:
+        return None
 
 
 def carry_out(jobs: Sequence[Job], execute: Callable[[Run], None], note: Callable[[str], None]) -> list[Run]:

@@ -14,11 +14,12 @@ import torch
 from paraknow import __version__, budget, data, files, results
 from paraknow.checkpoints import weights_hash
 from paraknow.errors import RunError
-from paraknow.evaluate import deltas, harness
+from paraknow.evaluate import deltas, harness, kept
 from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Method
 from paraknow.models import Loaded, load
 from paraknow.progress import Progress, part
+from paraknow.runs import store
 from paraknow.runs.session import Session
 from paraknow.runs.transfer import stage_align, stage_tune
 from paraknow.similarity.compared import compare
@@ -134,6 +135,8 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
             if result:
                 with results.applied(session.models["teacher"], student, *result) as model:
                     frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, model, report)
+            elif config.evaluate.reuse:
+                frame = kept.evaluate(loaded, suites, config.evaluate.batch_size, store.measured_folder(), report)
             else:
                 frame = harness.evaluate(loaded, suites, config.evaluate.batch_size, None, report)
             frame.insert(4, "model", label)

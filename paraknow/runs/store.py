@@ -38,6 +38,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("PARAKNOW_RUNS", "runs")).expanduser()
 
 
+def measured_folder() -> Path:
+    """Where measurements of unchanged models are kept: beside the runs; deleting it loses time alone."""
+    return runs_folder() / ".measured"
+
+
 class Run:
     """One run folder. Reading methods never raise on damaged files: they return what can be shown."""
 

@@ -111,20 +111,6 @@ def test_names_are_never_read_as_markup() -> None:
     assert "<i>" not in text and "<a href" not in text and "<b>x" not in text and "$y$" not in text
 
 
-def test_flips_count_over_seeds() -> None:
-    items = pd.DataFrame(
-        [
-            ("t", "all", doc, model, seed, correct, f"q{doc}", "a")
-            for model, seed, answers in (("m", 0, [1, 1, 0]), ("m", 1, [1, 0, 0]), ("student", -1, [0, 1, 0]))
-            for doc, correct in enumerate(answers)
-        ],
-        columns="task group doc_id model seed correct prompt target".split(),
-    )
-    found = tables.flips(items.astype({"correct": bool}), "m", "student").set_index("doc_id")
-    assert found.change.to_dict() == {0: "gained", 1: "lost"}
-    assert found.correct_model[1] == 0.5
-
-
 def test_clip_range_ignores_zeros_and_nan() -> None:
     assert heatmaps.clip_range(np.array([0.0, np.nan, np.inf])) is None
     low, high = heatmaps.clip_range(np.array([0.0, 1.0, 2.0, 3.0]), (0, 100)) or (0, 0)

@@ -8,7 +8,7 @@ import torch
 from paraknow import config, data, inject, methods, models, results
 from paraknow.demo import prune
 from paraknow.locate.blocks import Block
-from paraknow.methods._carry import Matching, learnt_size
+from paraknow.methods._carry import Matching
 from paraknow.methods.base import Align
 from paraknow.similarity import maps, points
 from tests.conftest import SMALL
@@ -377,32 +377,3 @@ def test_healing_tunes_the_new_checkpoint_alone(pair, settings):
     assert all(w.shape == healed.matrices[p].shape for p, w in plain.matrices.items())
     again = start_of(align)
     assert all(torch.equal(w, again.matrices[p]) for p, w in healed.matrices.items())
-
-
-@pytest.mark.parametrize("attention", [False, True])
-def test_learning_moves_the_maps_and_not_the_neurons(pair, attention):
-    """What comes out is still the teacher's own neurons, all of a layer through one map, one that fits better."""
-    align = align_for(*pair, PAIRS, learn=9, attention=attention)
-    before = [state_of(m) for m in pair]
-    plain, learnt = (start_of(align_for(*pair, PAIRS, learn=n, attention=attention)) for n in (0, 9))
-    for loaded, state in zip(pair, before, strict=True):
-        assert_untouched(loaded, state)
-    assert plain.steps == 0 and learnt.steps == len(learnt.losses) == 9 and learnt.losses[-1] < learnt.losses[0]
-    assert set(learnt.matrices) == set(plain.matrices)
-    for layer, source in enumerate(PAIRS):
-        gate, up = (literal.matrix(pair[0].model, source, m) for m in ("gate", "up"))
-        n = np.linalg.lstsq(gate, learnt.matrices[(layer, "gate")].double().numpy(), rcond=None)[0]
-        assert len(gate) > gate.shape[1]
-        close(learnt.matrices[(layer, "up")], up @ n)
-        assert (learnt.matrices[(layer, "gate")] - plain.matrices[(layer, "gate")]).abs().max() > 1e-4
-    again = start_of(align)
-    assert all(torch.equal(w, again.matrices[p]) for p, w in learnt.matrices.items())
-    assert learnt.trainable == learnt_size(*(m.checkpoint.architecture for m in pair))
-
-
-def test_learning_starts_from_the_fitted_maps(pair):
-    """At a rate of nearly nothing, the plain swap comes out."""
-    still = config.Tune(max_length=64, batch_size=4, micro_batch=4, learning_rate=1e-12)
-    plain, learnt = (start_of(align_for(*pair, PAIRS, learn=n, attention=True, tune=still)) for n in (0, 3))
-    for place, weight in plain.matrices.items():
-        close(learnt.matrices[place], weight.double().numpy())

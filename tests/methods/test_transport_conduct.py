@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from paraknow import methods, models, results
+from paraknow import config, methods, models, results
 from paraknow.errors import Cancelled, InputError
+from paraknow.methods._carry import learnt_size
 from paraknow.similarity import maps
 from tests.methods.test_baselines import assert_untouched, state_of
-from tests.methods.test_transport import PAIRS, align_for, logits_of, pair, start_of
+from tests.methods.test_transport import PAIRS, align_for, close, logits_of, pair, start_of
+from tests.reference import transport_literal as literal
 
 __all__ = ["pair"]  # a fixture
 
@@ -180,3 +183,32 @@ def test_maps_read_no_more_text_than_asked(pair):
     assert sum(len(p.offsets) for p in found) <= 64 and 1 <= len(found) < 12
     start = start_of(align)
     assert all(-1 < row["fit_in"] <= 1 and row["neurons"] == 48 for row in start.table)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_learning_moves_the_maps_and_not_the_neurons(pair, attention):
+    """What comes out is still the teacher's own neurons, all of a layer through one map, one that fits better."""
+    align = align_for(*pair, PAIRS, learn=9, attention=attention)
+    before = [state_of(m) for m in pair]
+    plain, learnt = (start_of(align_for(*pair, PAIRS, learn=n, attention=attention)) for n in (0, 9))
+    for loaded, state in zip(pair, before, strict=True):
+        assert_untouched(loaded, state)
+    assert plain.steps == 0 and learnt.steps == len(learnt.losses) == 9 and learnt.losses[-1] < learnt.losses[0]
+    assert set(learnt.matrices) == set(plain.matrices)
+    for layer, source in enumerate(PAIRS):
+        gate, up = (literal.matrix(pair[0].model, source, m) for m in ("gate", "up"))
+        n = np.linalg.lstsq(gate, learnt.matrices[(layer, "gate")].double().numpy(), rcond=None)[0]
+        assert len(gate) > gate.shape[1]
+        close(learnt.matrices[(layer, "up")], up @ n)
+        assert (learnt.matrices[(layer, "gate")] - plain.matrices[(layer, "gate")]).abs().max() > 1e-4
+    again = start_of(align)
+    assert all(torch.equal(w, again.matrices[p]) for p, w in learnt.matrices.items())
+    assert learnt.trainable == learnt_size(*(m.checkpoint.architecture for m in pair))
+
+
+def test_learning_starts_from_the_fitted_maps(pair):
+    """At a rate of nearly nothing, the plain swap comes out."""
+    still = config.Tune(max_length=64, batch_size=4, micro_batch=4, learning_rate=1e-12)
+    plain, learnt = (start_of(align_for(*pair, PAIRS, learn=n, attention=True, tune=still)) for n in (0, 3))
+    for place, weight in plain.matrices.items():
+        close(learnt.matrices[place], weight.double().numpy())

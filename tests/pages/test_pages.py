@@ -185,6 +185,11 @@ def test_every_page_shows_a_finished_run(page: str, run: store.Run) -> None:
     assert "How to read this" in words(app) or page in ("runs", "ladder")
 
 
+def test_differences_are_put_in_words(run: store.Run) -> None:
+    """Rows of the fixture are as older runs wrote them, without a reading."""
+    assert "No difference to the student that 2 items can show" in words(show("benchmarks"))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_says_what_to_do_where_there_is_nothing(
     page: str, runs: Path, monkeypatch: pytest.MonkeyPatch
@@ -374,3 +379,12 @@ def test_the_library_never_imports_streamlit() -> None:
 
 def test_files_of_the_dashboard_lie_where_the_app_looks() -> None:
     assert (resources.root() / "app.py").is_file() and (resources.root() / "pages").is_dir()
+
+
+def test_items_can_be_searched_and_filtered(runs: Path) -> None:
+    app = show("benchmarks")
+    openable = [e.label for e in app.expander if "gained" in e.label or "lost" in e.label]
+    assert openable and all("▲" in e or "▽" in e for e in openable)
+    app.text_input(key="b.search").set_value("no such words anywhere").run()
+    assert "No item is like that" in words(app) and not app.exception
+    app.text_input(key="b.search").set_value("").run()

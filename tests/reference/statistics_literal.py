@@ -29,6 +29,62 @@ def bonett_price(gained: int, lost: int, n: int, level: float = 0.95) -> tuple[f
     return max(-1.0, p12 - p21 - half), min(1.0, p12 - p21 + half)
 
 
+def most_likely_loss(gained: int, lost: int, n: int, delta: float) -> float:
+    """The share of losses q of greatest multinomial likelihood, gains q + δ: ternary search, it has one peak."""
+
+    def likelihood(q: float) -> float:
+        total = 0.0
+        for count, p in ((gained, q + delta), (lost, q), (n - gained - lost, 1 - 2 * q - delta)):
+            if count:
+                total += count * math.log(p) if p > 0 else -math.inf
+        return total
+
+    low, high = max(0.0, -delta), (1 - delta) / 2
+    for _ in range(200):
+        a, b = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (a, high) if likelihood(a) < likelihood(b) else (low, b)
+    return (low + high) / 2
+
+
+def tango(gained: int, lost: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Where the score test of "the difference is δ" just does not reject: bisection from the estimate to ±1."""
+    z, estimate = normal_quantile(level), (gained - lost) / n
+
+    def rejects(delta: float) -> bool:
+        q = most_likely_loss(gained, lost, n, delta)
+        variance = (2 * q + delta - delta * delta) / n
+        return (estimate - delta) ** 2 > z * z * variance
+
+    ends = []
+    for outside in (-1.0, 1.0):
+        inside = estimate
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejects(middle) else (middle, outside)
+        ends.append(outside)
+    return ends[0], ends[1]
+
+
+def flip_interval(gained: int, lost: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    lo, hi = tango(gained, lost, n, level)
+    if gained + lost < 10 or n - max(gained, lost) < 5:
+        low, high = bonett_price(gained, lost, n, level)
+        return min(lo, low), max(hi, high)
+    return lo, hi
+
+
+def power(n: int, discordant: float, delta: float) -> float:
+    """Probability that the interval lies above 0, one outcome after the other."""
+    share, total = max(discordant, delta), 0.0
+    gain, loss = (share + delta) / 2, (share - delta) / 2
+    for gained in range(n + 1):
+        for lost in range(n + 1 - gained):
+            if gained > lost and flip_interval(gained, lost, n)[0] > 0:
+                ways = math.comb(n, gained) * math.comb(n - gained, lost)
+                total += ways * gain**gained * loss**lost * (1 - gain - loss) ** (n - gained - lost)
+    return total
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """Probability, under fair coins, of every split no more likely than the one seen (the two tails)."""
     flips = gained + lost

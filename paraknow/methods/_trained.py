@@ -1,4 +1,6 @@
-"""Transport's maps, trained: one network for all layers, conditioned on the layer, that starts from the fitted maps.
+"""What transport may train once neurons are carried: the maps (`learn`), then every matrix of the layers (`heal`).
+
+The maps are one network for all layers, conditioned on the layer, that starts from the fitted maps.
 
 Notation as in _carry. A map of layer l and role ρ (what attention reads, what the FFN reads, what both write) is
 N⁰ + P·diag(c(l, ρ))·Q: N⁰ the fitted map, P (d_in, r) and Q (r, d_out) shared by all layers, c a small network of an
@@ -8,16 +10,18 @@ neurons stay as they are; only what carries them moves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from paraknow import results, tune
+from paraknow.config import MODULES
 from paraknow.methods._carry import LEARNT_RANK, LEARNT_WIDTH
-
-if TYPE_CHECKING:
-    from paraknow.methods.base import Place
+from paraknow.methods.base import Align, Place, Start
+from paraknow.progress import part
 
 ROLES = {"q": 0, "k": 0, "v": 0, "gate": 1, "up": 1, "o": 2, "down": 2}
 
@@ -73,3 +77,46 @@ def hang(model: nn.Module, paths: dict[Place, str], rows: dict[Place, torch.Tens
         linear.weight = nn.Parameter(neurons.to(linear.weight.dtype), requires_grad=False)
         parametrize.register_parametrization(linear, "weight", _Carried(maps, *place), unsafe=True)
     maps.requires_grad_(True)
+
+
+def learn(
+    made: Start, align: Align, pairs: Sequence[int], fitted: dict[tuple[int, int], torch.Tensor], change: Any
+) -> None:
+    """Train the maps themselves on known text, the teacher's neurons (or what `change` makes of them) as they are."""
+    model = results.rebuilt(align.student, made.matrices)
+    paths = {place: align.student.architecture.path(place[1], place[0]) for place in made.matrices}
+    rows = {}
+    for layer, module in made.matrices:
+        weight = align.teacher.weight(module, pairs[layer]).double()
+        own = weight.T if module in ("o", "down") else weight
+        rows[(layer, module)] = (own if change is None else change(own)).contiguous().to(align.student.device)
+    maps = Maps(fitted, align.student.architecture.layers, align.seed)
+    hang(model, paths, rows, maps)
+    _train(made, align, model, align.settings.learn, "training maps")
+    made.matrices = {place: model.get_submodule(path).weight.detach() for place, path in paths.items()}
+
+
+def heal(made: Start, align: Align) -> None:
+    """Tune every matrix of the layers of the new checkpoint on known text, by the run's own schedule."""
+    student = align.student
+    model = results.rebuilt(student, made.matrices)
+    places = [(layer, module) for layer in range(student.architecture.layers) for module in MODULES]
+    moving = {p: model.get_submodule(student.architecture.path(p[1], p[0])).weight for p in places}
+    for weight in moving.values():
+        weight.requires_grad_(True)
+    _train(made, align, model, align.settings.heal, "healing")
+    made.matrices = {place: weight.detach() for place, weight in moving.items()}
+
+
+def _train(made: Start, align: Align, model: Any, wanted: int, doing: str) -> None:
+    """About `wanted` steps, whole passes over the known text, on what requires gradients in `model`."""
+    items = align.encode(align.known, align.student)
+    epochs = max(1, round(wanted * align.tune.batch_size / max(1, len(items))))
+    settings = align.tune.model_copy(update={"epochs": epochs})
+    pad = align.student.tokenizer.pad_token_id or 0
+    steps = tune.steps_of(len(items), settings)
+    tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, doing))
+    made.losses, made.steps = [*made.losses, *tuned.losses], made.steps + tuned.steps
+    made.trainable = max(made.trainable, tuned.trainable)
+    if tuned.warning:
+        made.facts["warning"] = tuned.warning

@@ -1,0 +1,54 @@
+"""Evaluation of the demo suites against lm-eval's own evaluation of the same requests; and what is kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.measure import Ratio, seconds, slow_down
+from paraknow import data, models
+from paraknow.evaluate import harness, kept
+
+SUITES = ("demo:people", "demo:sum", "demo:reverse", "demo:sort")
+BATCH = 128
+
+
+def evaluation_cost(device: torch.device) -> list[Ratio]:
+    """Time over lm-eval's `simple_evaluate` with samples kept, the same model in memory, tasks and batch size; then the
+    seconds of the second evaluation of an unchanged model from disk, loading not included."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    loaded = models.load("demo:student", device=device.type)
+    suites = {name: data.load_task(name).test for name in SUITES}
+    jobs = {
+        f"{name}-{kind}".replace(":", "-"): (kind, docs)
+        for name, examples in suites.items()
+        for kind, docs in harness.documents(examples, loaded.tokenizer).items()
+    }
+
+    def theirs() -> None:
+        model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH)
+        tasks = [harness.make_task(key, kind, docs) for key, (kind, docs) in jobs.items()]
+        simple_evaluate(model=model, tasks=tasks, log_samples=True)
+
+    made = [
+        slow_down(
+            "evaluation of the demo suites",
+            "lm-eval's simple_evaluate",
+            lambda: harness.evaluate(loaded, suites, BATCH),
+            theirs,
+            1.3,
+            3,
+        )
+    ]
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        kept.evaluate(loaded, suites, BATCH, place)
+        again = [seconds(lambda: kept.evaluate(loaded, suites, BATCH, place)) for _ in range(3)]
+    made.append(Ratio("second evaluation of an unchanged model", "seconds", sorted(again)[1], 2.0, False, again))
+    return made

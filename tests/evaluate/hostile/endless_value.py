@@ -1,0 +1,7 @@
+"""Answers with a list that holds itself, twice."""
+
+
+def answer(canary, port):
+    value = []
+    value += [value, value]
+    return value
