@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell, words
+from pages.parts import artifacts, cross, shell, words
 from pages.parts import methods as about
 from paraknow.evaluate import items as stored
 from paraknow.figures import deltas, tables
@@ -26,6 +26,7 @@ run = shell.need_run()
 rows = shell.read(artifacts.delta_rows, run)
 if rows is None:
     shell.link("transfer", "See how far this run is", run, ":material/sync_alt:")
+    cross.section()
     st.stop()
 kinds = tables.kinds(rows)
 titles = artifacts.model_titles(run, list(kinds))
@@ -67,6 +68,10 @@ def reading(measure: deltas.Measure) -> None:
         "paired 95 % interval. Open marks are controls: a method must also beat each of them, not only the line.",
         "loss": "How surprised a model is by the right answer, per token. It still tells models apart where none "
         "answers correctly. No interval is measured for it.",
+        "bits": "How sure a model is of the right answer among its candidates, beyond guessing (dotted line at 0), "
+        "once it has been made as sure as its own record on other items warrants. The most there can be is log₂ of "
+        "the number of candidates. Bars: paired-bootstrap 95 % intervals over items; runs of an earlier version have "
+        "none. What the teacher has above the student is all that there is to transfer.",
         "share": f"Of the knowledge, in bits, that {shell.escape(titles['teacher'])} has and {student} lacks: how "
         "much is now there. 0 is none, 1 all of it. Missing where the teacher's surplus may itself be 0.",
     }
@@ -95,6 +100,18 @@ def never_shown() -> None:
             reading(measure)
 
 
+def knowledge() -> None:
+    """Bits per group and model, where items have candidates to rank."""
+    st.subheader("What each model knows, in bits")
+    part = frame[frame.bits.notna()]
+    if part.empty:
+        st.info("None of this run's items has candidates to rank, so what a model knows cannot be given in bits.")
+        return
+    panels(part, deltas.BITS, "bits")
+    reading(deltas.BITS)
+    shell.csv(part[["suite", "group", "model", "n", "bits", "bits_lo", "bits_hi"]], f"{run.id}-bits", "bits")
+
+
 def numbers() -> None:
     """All numbers as a table and as CSV."""
     st.subheader("Numbers")
@@ -112,7 +129,7 @@ def numbers() -> None:
             ("share", "share arrived", "%.2f", "of the teacher's surplus bits"),
             *(
                 (c, c.replace("_", " "), "%.3f", "end of the 95 % interval")
-                for c in ("lo", "hi", "delta_lo", "delta_hi", "share_lo", "share_hi")
+                for c in ("lo", "hi", "delta_lo", "delta_hi", "bits_lo", "bits_hi", "share_lo", "share_hi")
             ),
         )
     }
@@ -264,7 +281,9 @@ choice = st.segmented_control(
 rest = frame[frame.group != "never_shown"]
 panels(rest if len(rest) else frame, MEASURES[choice], MEASURES[choice].value)
 reading(MEASURES[choice])
+knowledge()
 numbers()
 st.subheader("What each model was given")
 about.budgets(run, titles)
 item_by_item()
+cross.section()

@@ -40,7 +40,7 @@ def fill(config: RunConfig) -> None:
     for part in ("pair", "locate", "similarity", "tune", "evaluate"):
         for name, value in values[part].items():
             state[f"t.{part}.{name}"] = (
-                [] if value is None and name in ("modules", "suites") else forms.as_widget(value)
+                [] if value is None and name in ("modules", "suites", "task") else forms.as_widget(value)
             )
     benchmark_form.fill(config.evaluate)
     state["t.name"], state["t.task"] = config.name, list(config.task)
@@ -136,7 +136,7 @@ def form() -> dict:
     if lost := st.session_state.get("t.left_out"):
         st.caption(f":material/info: {shell.escape(lost)}")
     with st.expander("Locate: where in the teacher the knowledge is looked for"):
-        values["locate"] = forms.fields(Locate, "locate")
+        values["locate"] = forms.fields(Locate, "locate", options=tasks())
     with st.expander("Similarity: how alike the two models are, before anything is moved"):
         values["similarity"] = forms.fields(Similarity, "similarity", 4)
     with st.expander("Tune: fine-tuning, the same for every model"):

@@ -39,7 +39,7 @@ def check(config: RunConfig) -> Checked:
     for candidate in candidates:
         if candidate.method.check:
             candidate.method.check(teacher, student, candidate.settings)
-    for name in dict.fromkeys((*config.task, *config.suites)):
+    for name in config.all_tasks:
         task = data.load_task(name, config.seed)
         if name in config.task:
             check_examples(task, config)
@@ -69,7 +69,7 @@ def peaks(
     asked = config.evaluate.batch_size
     if asked == "auto":
         asked = CPU_BATCH if device == "cpu" else 1  # on a GPU lm-eval looks for what fits
-    counts = (tokens, rows, len(config.task), asked)
+    counts = (tokens, rows, len(config.located_on), asked)
     memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, device == "cuda")
     if generated:
         memory["evaluate"] += asked * max(kept_bytes(m, generated + tokens, config.dtype) for m in (teacher, student))

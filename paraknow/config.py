@@ -68,6 +68,16 @@ class Locate(Part):
     max_length: int = Field(
         512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
     )
+    task: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Tasks whose training examples locate; the run's own by default. Tuning and evaluation stay.",
+    )
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _one_task(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     def selected(self) -> tuple[str, ...]:
         """The module names that origins and modules leave in."""
@@ -228,7 +238,9 @@ class RunConfig(Part):
 
     name: str = Field("", max_length=200, description="A title for the run.")
     pair: Pair
-    task: tuple[str, ...] = Field(min_length=1, description="demo:people, a .jsonl file, a folder, or hub:org/name.")
+    task: tuple[str, ...] = Field(
+        min_length=1, description="demo:people, a .jsonl file, a .csv fact table, a folder, or hub:org/name."
+    )
     locate: Locate = Locate()
     similarity: Similarity = Similarity()
     method: MethodChoice = MethodChoice(name="seeking")
@@ -262,9 +274,21 @@ class RunConfig(Part):
             return ()
         return self.evaluate.suites or self.task
 
+    @property
+    def located_on(self) -> tuple[str, ...]:
+        """The tasks whose seeds locate."""
+        return self.locate.task or self.task
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Every task the run reads, each once."""
+        return tuple(dict.fromkeys((*self.task, *self.suites, *self.located_on)))
+
     @model_validator(mode="after")
     def _no_repeats(self) -> RunConfig:
-        for field, values in (("seeds", self.seeds or ()), ("task", self.task), ("controls", self.controls)):
+        lists = {"seeds": self.seeds, "task": self.task, "locate.task": self.locate.task, "controls": self.controls}
+        for field, given in lists.items():
+            values = given or ()
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} names something twice")
         return self
@@ -349,5 +373,12 @@ def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:
 
 
 def dump(config: RunConfig) -> str:
-    """The config as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The config as YAML, every default written out.
+
+    But not `locate.task` where it is the run's own: texts of runs are compared (see calibrate.existing), and those of
+    runs from before there was such a setting must stay equal.
+    """
+    values = config.model_dump(mode="json")
+    if values["locate"]["task"] is None:
+        del values["locate"]["task"]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -190,8 +190,8 @@ def split_examples(name: str, examples: Sequence[Example], seed: int) -> Task:
 
 
 def load_task(name: str, seed: int = 0) -> Task:
-    """A task by name: `demo:people|sum|reverse|sort`, a JSONL file, a folder with train.jsonl
-    (and align.jsonl, test.jsonl), or `hub:org/name[/config][@revision]` (a dataset hub, read with `datasets`).
+    """A task by name: `demo:people|sum|reverse|sort`, a JSONL file, a fact table (.csv, see facts.py), a folder with
+    train.jsonl (and align.jsonl, test.jsonl), or `hub:org/name[/config][@revision]` (a dataset hub).
 
     A single file or split is divided 80/10/10 by `seed`. Raises InputError naming what is wrong.
     """
@@ -202,23 +202,32 @@ def load_task(name: str, seed: int = 0) -> Task:
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(name, path, seed)
+    if is_table(name) and path.is_file():
+        from paraknow import facts
+
+        return facts.read(path, seed).task(name, seed)
     if path.is_file():
         return split_examples(name, read_jsonl(path), seed)
     raise InputError(
         f"task {name!r} was not found; accepted are demo:people, demo:sum, demo:reverse, demo:sort, "
-        "a .jsonl file, a folder with train.jsonl, or hub:org/name."
+        "a .jsonl file, a .csv fact table, a folder with train.jsonl, or hub:org/name."
     )
+
+
+def is_table(name: str) -> bool:
+    """Whether a task's name is that of a fact table."""
+    return name.lower().endswith(".csv") and not name.startswith(("demo:", "hub:"))
 
 
 def _load_folder(name: str, folder: Path, seed: int) -> Task:
     if not (folder / "train.jsonl").is_file():
         raise InputError(f"task {name!r}: the folder {folder} has no train.jsonl.")
     parts = {s: read_jsonl(folder / f"{s}.jsonl") for s in SPLITS if (folder / f"{s}.jsonl").is_file()}
-    return _from_parts(name, parts, seed)
+    return from_parts(name, parts, seed)
 
 
-def _from_parts(name: str, parts: dict[str, list[Example]], seed: int) -> Task:
-    """Splits that are absent are cut from train, so that test and train never share an example.
+def from_parts(name: str, parts: dict[str, list[Example]], seed: int) -> Task:
+    """A task from some of its splits; absent ones are cut from train, so that test and train never share an example.
 
     Raises InputError where a fact marked never_shown is in train or align: it would be shown.
     """
@@ -259,7 +268,7 @@ def _load_hub(name: str, seed: int) -> Task:
     }
     if "train" not in parts:
         raise InputError(f"task {name!r}: the dataset has no train split (it has {', '.join(splits)}).")
-    return _from_parts(name, parts, seed)
+    return from_parts(name, parts, seed)
 
 
 def sample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -64,10 +64,7 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
             for name, spec in (("teacher", config.pair.teacher), ("student", config.pair.student))
         )
         _check(config, candidates, teacher, student)
-        counts = {
-            name: _counts(name, config, sizes.get(name), found)
-            for name in dict.fromkeys((*config.task, *config.suites))
-        }
+        counts = {name: _counts(name, config, sizes.get(name), found) for name in config.all_tasks}
         plans = expected.plans(config)
         checks.check_benchmarks(plans, teacher, student, fetch=False)
         asked = {b.title: expected.requests(b, config, plans, sizes) for b in config.evaluate.benchmarks}

@@ -139,7 +139,7 @@ def located(work: Work) -> list[Pass]:
     if settings.layers == "matched":
         made += _compared(work, "locate", "matching layers")
     for model, loaded in (("teacher", work.teacher), ("student", work.student)):
-        for name in work.config.task:
+        for name in work.config.located_on:
             seeds, at = _at_most(settings.seeds, work.counts[name].train), (name, "train", settings.max_length)
             made.append(work.read("locate", "sensitivity", model, seeds, seeds, loaded.parameters, at))
             if settings.neurons != "none":

@@ -13,6 +13,7 @@ TORCH_FREE = (
     "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data "
     "paraknow.files "
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
+    "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
     "paraknow.evaluate.sandbox "

@@ -36,7 +36,7 @@ def remote(config: RunConfig) -> list[str]:
         for spec in (config.pair.teacher, config.pair.student)
         if spec.count("/") == 1 and not spec.startswith((".", "/", "~", "demo:")) and not os.path.isdir(spec)
     ]
-    tasks = [t for t in (*config.task, *config.suites) if t.startswith("hub:")]
+    tasks = [t for t in config.all_tasks if t.startswith("hub:")]
     return [*models, *tasks, *(b.title for b in config.evaluate.benchmarks if b.file is None)]
 
 

@@ -30,11 +30,10 @@ def rows(
 
     `controls` maps a method's label to the labels of the controls it is held against. Keys of a row: model,
     suite, group, n, accuracy, ci, delta, delta_ci, p_mcnemar, p_holm, gained, lost, detectable (the differences are
-    to the student; missing for the student itself), loss (nats per answer token; missing where text was
-    generated), bits, share, share_ci (how much of
-    the teacher's surplus knowledge arrived; missing with `share_missing` saying why), against (per control:
-    delta, delta_ci, detectable), claim (true where the interval lies above 0 against the student and every control;
-    missing where a model has no controls), reading (all that in plain words).
+    to the student; missing for the student itself), loss (nats per answer token; missing where text was generated),
+    bits, bits_ci, share, share_ci (how much of the teacher's surplus knowledge arrived; missing with `share_missing`
+    saying why), against (per control: delta, delta_ci, detectable), claim (true where the interval lies above 0
+    against the student and every control; missing where a model has no controls), reading (all that in plain words).
 
     detectable: the smallest true difference that these n items show with probability 0.8; smaller ones cannot be
     seen. Missing where n items are too few for any.
@@ -91,7 +90,7 @@ def _group_rows(
     seed: int,
 ) -> list[dict[str, Any]]:
     correct = {model: _matrix(frame, "correct").astype(bool) for model, frame in models.items()}
-    bits = {model: _bits(frame, seed) for model, frame in models.items()}
+    bits = {model: item_bits(frame, seed) for model, frame in models.items()}
     made = []
     for model, frame in models.items():
         values = correct[model]
@@ -107,6 +106,7 @@ def _group_rows(
             # text that a model generated has no log-probability
             "loss": None if frame.logprob.isna().any() else float(-frame.logprob.sum() / frame.answer_tokens.sum()),
             "bits": None if (known := bits[model]) is None else float(known.mean()),
+            "bits_ci": bits_interval(known, resamples, seed),
             **dict.fromkeys(("share", "share_ci", "share_missing", "claim")),
             "against": [],
         }
@@ -151,8 +151,21 @@ def _detectable(found: statistics.Comparison) -> float | None:
     return statistics.detectable_from(found.lo, found.hi)
 
 
-def _bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:
-    """(seeds, items) bits of knowledge; None where the items have no candidates."""
+def bits_interval(bits: np.ndarray | None, resamples: int, seed: int) -> list[float] | None:
+    """95 % interval of mean bits, or of their mean difference, over items (and seeds), (seeds, items) given.
+
+    1/(4n) nats wider on either side for the fitted β, as a share's interval is (audit.share). None without bits, and
+    for one item, which has no spread.
+    """
+    if bits is None or bits.shape[1] < 2:
+        return None
+    low, high = statistics.paired_bootstrap(bits, seed, resamples)
+    fitted = 1 / (4 * bits.shape[1] * np.log(2)) if bits.any() else 0.0
+    return [float(low - fitted), float(high + fitted)]
+
+
+def item_bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:
+    """(seeds, items) bits of knowledge of one model on one suite and group; None where items have no candidates."""
     if frame.candidates.isna().any():
         return None
     per_seed = []

@@ -13,18 +13,23 @@ from paraknow.figures.theme import MISSING, NEUTRAL, Style, frame, plain, short,
 
 @dataclass(frozen=True)
 class Measure:
-    """A column with its interval's columns, what it is called and its reference line."""
+    """A column with its interval's columns, what it is called and its reference line.
+
+    zero: where the student itself lies, which then has no line of its own. guess: a line all models are held against.
+    """
 
     value: str
     low: str
     high: str
     axis: str
     zero: float | None = None
+    guess: float | None = None
 
 
 ACCURACY = Measure("accuracy", "lo", "hi", "accuracy (share of items answered correctly)")
 DELTA = Measure("delta", "delta_lo", "delta_hi", "difference in accuracy to {student}", 0.0)
 SHARE = Measure("share", "share_lo", "share_hi", "share of {teacher}'s surplus bits that arrived", 0.0)
+BITS = Measure("bits", "bits_lo", "bits_hi", "bits of knowledge beyond guessing", guess=0.0)
 LOSS = Measure("loss", "", "", "loss (nats per answer token; less is better)")
 
 
@@ -63,8 +68,9 @@ def panel(
     for line in table.itertuples():
         labels.append("<br>".join(plain(part) for part in textwrap.wrap(short(line.title, 48), 26)))
         _mark(figure, line, measure, labels[-1], drawn[str(line.model)])
-    if measure.zero is not None:
-        figure.add_vline(x=measure.zero, line={"color": NEUTRAL, "width": 1.5, "dash": "dot"})
+    line_at = measure.guess if measure.zero is None else measure.zero
+    if line_at is not None:
+        figure.add_vline(x=line_at, line={"color": NEUTRAL, "width": 1.5, "dash": "dot"})
     axis = measure.axis.format(**{k: plain(short(v, 24)) for k, v in names.items()})
     figure.update_xaxes(title=axis, range=list(span), zeroline=False, showgrid=True)
     figure.update_yaxes(
@@ -117,7 +123,7 @@ def _mark(figure: go.Figure, line: object, measure: Measure, label: str, style: 
 def _numbers(value: float, low: float, high: float, measure: Measure) -> str:
     if value != value:
         return MISSING
-    show = signed if measure.zero is not None else (lambda v: f"{v:.2f}")
+    show = signed if measure.zero is not None else (lambda v: f"{round(v, 2) + 0.0:.2f}".replace("-", "−"))
     return show(value) if low != low else f"{show(value)} [{show(low)}, {show(high)}]"
 
 

@@ -15,7 +15,7 @@ GROUPS = {
     "never_shown": "facts nobody showed the student",
     "all": "all items",
 }
-_PAIRS = {"ci": ("lo", "hi"), "delta_ci": ("delta_lo", "delta_hi"), "share_ci": ("share_lo", "share_hi")}
+_PAIRS = {f"{name}ci": (f"{name}lo", f"{name}hi") for name in ("", "delta_", "bits_", "share_")}
 _NUMBERS = "n accuracy delta p_mcnemar p_holm gained lost loss bits share".split()
 
 

@@ -144,10 +144,12 @@ def locate(
     seed: int = 0,
     progress: Progress = silent,
     similarity: Similarity | None = None,
+    matched_on: Sequence[data.Task] | None = None,
 ) -> Located:
     """Sensitivity and neurons of both models on `settings.seeds` training examples of each task; layers; blocks.
 
-    `similarity` says how layers are matched where `settings.layers` asks for that. Raises InputError (no example
+    `similarity` says how layers are matched where `settings.layers` asks for that, `matched_on` by which tasks' texts
+    (the same ones by default). Raises InputError (no example
     fits, shapes that do not allow a block, layers that cannot be matched), RunError (NaN, named).
     """
     settings = settings or Locate()
@@ -156,7 +158,8 @@ def locate(
     before, whole = (1000, 3000) if settings.layers == "matched" else (0, 2000)
     if settings.layers == "matched":
         report = part(progress, 0, whole, "matching layers", scale=1000)
-        located.stitching, matched = _match(teacher, student, tasks, similarity or Similarity(), seed, report)
+        texts = matched_on or tasks
+        located.stitching, matched = _match(teacher, student, texts, similarity or Similarity(), seed, report)
     for number, (name, loaded) in enumerate((("teacher", teacher), ("student", student))):
         report = part(progress, before + number * 1000, whole, name, scale=1000)
         layers = loaded.architecture.layers

@@ -166,8 +166,7 @@ def existing(config: RunConfig) -> Run | None:
         if not facts.is_file():
             return run
         found = files.read_json(facts)
-        tasks = dict.fromkeys((*config.task, *config.suites))
-        if found["data"] != {name: data.load_task(name, config.seed).hash for name in tasks}:
+        if found["data"] != {name: data.load_task(name, config.seed).hash for name in config.all_tasks}:
             continue
         known = found["models"]
         specs = {"teacher": config.pair.teacher, "student": config.pair.student}

@@ -43,7 +43,7 @@ def stage_load(session: Session, progress: Progress) -> None:
         "threads": torch.get_num_threads(),
         "seeds": list(config.run_seeds),
         "models": {name: _facts(loaded) for name, loaded in session.models.items()},
-        "data": {task.name: task.hash for task in session.tasks(tuple(dict.fromkeys((*config.task, *config.suites))))}
+        "data": {task.name: task.hash for task in session.tasks(config.all_tasks)}
         | {f"benchmark {plan.benchmark.title}": plan.hash for plan in session.plans()},
     }
     _refuse_changes(session, environment)
@@ -91,10 +91,11 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
 
 def stage_locate(session: Session, progress: Progress) -> None:
     """Sensitivities, neurons, layers and blocks into locate/."""
-    config, tasks = session.config, session.tasks(session.config.task)
+    config = session.config
+    tasks, own = session.tasks(config.located_on), session.tasks(config.task)
     pair = (session.models["teacher"], session.models["student"])
     with budget.counting(*pair) as spent:
-        result = locate(*pair, tasks, config.locate, config.seed, progress, config.similarity)
+        result = locate(*pair, tasks, config.locate, config.seed, progress, config.similarity, own)
     files.write_json(session.run.path("locate", "spent.json"), spent)
     for warning in result.warnings:
         session.warn(warning)

@@ -179,8 +179,7 @@ def _run_of(state: dict[str, Any], point: Point, about: Checked, root: Path) -> 
     for name, checkpoint in (("teacher", about.teacher), ("student", about.student)):
         if facts["models"][name]["sha256"] != weights_hash(checkpoint):
             return None
-    names = dict.fromkeys((*config.task, *config.suites))
-    return run if facts["data"] == {name: data.load_task(name, config.seed).hash for name in names} else None
+    return run if facts["data"] == {n: data.load_task(n, config.seed).hash for n in config.all_tasks} else None
 
 
 @contextmanager

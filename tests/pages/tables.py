@@ -158,6 +158,37 @@ def calibration(worlds: tuple[str, ...] = ("0", "1", "2")) -> dict:
     return {"schema_version": 1, "command": "paraknow calibrate there --json", **vars(found)}
 
 
+def crossed() -> dict:
+    """A cross matrix as the command writes it: two tasks, one cell missing, one group."""
+    values = {("demo:people", "demo:people"): 0.4, ("demo:sort", "demo:people"): 0.1, (None, "demo:people"): 0.0}
+    values |= {("demo:people", "demo:sort"): None, ("demo:sort", "demo:sort"): -0.2, (None, "demo:sort"): 0.0}
+    cells = []
+    for scope in ("all", "never_shown"):
+        for (located, measured), value in values.items():
+            if scope != "all" and measured != "demo:people":
+                continue
+            around = 0.05 if value == 0 else 0.1
+            ci = None if value is None else [value - around, value + around]
+            row = {"located": located, "measured": measured, "own": located == measured, "scope": scope}
+            row |= {"run": "r", "state": "done", "error": None, "n": 120, "seeds": 1, "accuracy": 0.5}
+            row |= {"delta": value, "delta_ci": ci, "against": {}}
+            if value is None:
+                row |= {"state": "failed", "error": "it broke <b>", "n": None, "accuracy": None}
+            elif located:
+                held = {"delta": value - 0.05, "delta_ci": [value - 0.1, value + 0.1]}
+                row["against"] = {"noise": held, "random_window": held}
+            cells.append(row)
+    words = ["demo:people: locating on it brings more than locating on the other task (+0.30, -0.10 to +0.50)."]
+    about = {"name": "x", "method": "seeking", "title": "Seeking", "pair": {"teacher": "a", "student": "b"}}
+    return {
+        "command": "paraknow cross x.yaml",
+        **about,
+        "tasks": ["demo:people", "demo:sort"],
+        "cells": cells,
+        "words": words,
+    }
+
+
 TABLES = {
     "similarity/cka": cka,
     "similarity/stitching": stitching,
