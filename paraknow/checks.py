@@ -106,10 +106,7 @@ def check_benchmarks(
         where = f"evaluate.benchmarks.{plan.benchmark.title}"
         for checkpoint in (teacher, student):
             if plan.benchmark.chat and not has_template(checkpoint) and fetch:
-                raise InputError(
-                    f"{where}: chat is asked for, and the tokenizer of {checkpoint.spec!r} has no chat template; "
-                    "leave chat out or set it to false."
-                )
+                raise benchmarks.no_template(plan, checkpoint.spec)
             if plan.generated >= checkpoint.architecture.context:
                 raise InputError(
                     f"{where}: answers of {plan.generated} tokens leave no room for a question in the context of "

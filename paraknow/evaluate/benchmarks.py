@@ -320,6 +320,14 @@ def _fetch(leaf: Leaf, where: str, name: str) -> tuple[list[Record], list[Record
     return found["test"], found.get("prompt")
 
 
+def no_template(plan: Plan, spec: str) -> InputError:
+    """The sentence for a chat template that is asked for and missing."""
+    return InputError(
+        f"evaluate.benchmarks.{plan.benchmark.title}: chat is asked for, and the tokenizer of {spec!r} has no chat "
+        "template; leave chat out or set it to false."
+    )
+
+
 def unreachable(where: str, name: str, error: Exception) -> InputError:
     """The sentence for a dataset that cannot be fetched."""
     reason = (str(error).strip().splitlines() or [""])[0][:200]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from paraknow.errors import InputError, RunError
 from paraknow.evaluate import catalogue, harness, own
-from paraknow.evaluate.benchmarks import Plan, unreachable
+from paraknow.evaluate.benchmarks import Plan, no_template, unreachable
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
 
@@ -95,16 +95,8 @@ def uses_chat(plan: Plan, loaded: Loaded) -> bool:
     """Whether a model is asked through its chat template. Raises InputError where it is asked for and has none."""
     has = bool(getattr(loaded.tokenizer, "chat_template", None))
     if plan.benchmark.chat and not has:
-        raise InputError(no_template(plan, loaded.checkpoint.spec))
+        raise no_template(plan, loaded.checkpoint.spec)
     return has if plan.benchmark.chat is None else plan.benchmark.chat
-
-
-def no_template(plan: Plan, spec: str) -> str:
-    """The sentence for a chat template that is asked for and missing."""
-    return (
-        f"evaluate.benchmarks.{plan.benchmark.title}: chat is asked for, and the tokenizer of {spec!r} has no chat "
-        "template; leave chat out or set it to false."
-    )
 
 
 def evaluate(
