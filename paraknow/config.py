@@ -116,16 +116,11 @@ class Similarity(Part):
     )
 
 
-class MethodChoice(Part):
-    """A method by name with its own settings, which its own file in paraknow/methods/ defines."""
+class Named(Part):
+    """What can be given by its name alone, and be called something else in tables."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field(min_length=1, max_length=100, description="One of `paraknow methods`.")
-    label: str | None = Field(
-        None,
-        pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$",
-        description="What it is called in tables, where one method takes part with several settings.",
-    )
+    name: str
+    label: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -136,6 +131,18 @@ class MethodChoice(Part):
     def title(self) -> str:
         """Its name in every table."""
         return self.label or self.name
+
+
+class MethodChoice(Named):
+    """A method by name with its own settings, which its own file in paraknow/methods/ defines."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(min_length=1, max_length=100, description="One of `paraknow methods`.")
+    label: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$",
+        description="What it is called in tables, where one method takes part with several settings.",
+    )
 
     def settings(self) -> dict[str, Any]:
         """What was set beside the name and the label."""
@@ -156,7 +163,7 @@ class Tune(Part):
     )
 
 
-class Benchmark(Part):
+class Benchmark(Named):
     """A public benchmark by its name, from a hub or from records of one's own in its publishers' fields."""
 
     name: str = Field(
@@ -190,16 +197,6 @@ class Benchmark(Part):
     label: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]{0,39}$", description="What it is called in tables; else its name."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @property
-    def title(self) -> str:
-        """Its name in every table."""
-        return self.label or self.name
 
 
 class Evaluate(Part):
