@@ -156,12 +156,15 @@ def _file_hash(path: Path, *_state: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _state(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def _hash(found: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(found):
-        stat = file.stat()
-        state = (stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
-        digest.update(f"{file.name}:{_file_hash(file, *state)}".encode())
+        digest.update(f"{file.name}:{_file_hash(file, *_state(file))}".encode())
     return digest.hexdigest()
 
 
@@ -170,10 +173,20 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     return _hash(checkpoint.folder.glob("*.safetensors"))
 
 
+def _loaded_from(checkpoint: Checkpoint) -> list[Path]:
+    """Weights, config, tokenizer, chat template."""
+    kinds = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+    return [file for kind in kinds for file in checkpoint.folder.glob(kind)]
+
+
 def files_hash(checkpoint: Checkpoint) -> str:
     """One SHA-256 over everything a model is loaded from: weights, config, tokenizer, chat template."""
-    kinds = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-    return _hash(file for kind in kinds for file in checkpoint.folder.glob(kind))
+    return _hash(_loaded_from(checkpoint))
+
+
+def files_state(checkpoint: Checkpoint) -> tuple:
+    """Names, sizes and times of everything a model is loaded from: another state may be another model."""
+    return tuple((file.name, *_state(file)) for file in sorted(_loaded_from(checkpoint)))
 
 
 def same_vocabulary(first: Checkpoint, second: Checkpoint) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from paraknow.architecture import Architecture
-from paraknow.checkpoints import Checkpoint, find
+from paraknow.checkpoints import Checkpoint, files_state, find
 from paraknow.errors import InputError, ResourceError, RunError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -19,11 +19,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Loaded:
-    """A model in evaluation mode with its tokenizer; nothing requires a gradient."""
+    """A model in evaluation mode with its tokenizer; nothing requires a gradient.
+
+    state: of the files it was loaded from, at that time (checkpoints.files_state); None where it came otherwise.
+    """
 
     checkpoint: Checkpoint
     model: Any
     tokenizer: Any
+    state: tuple | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -56,7 +60,7 @@ def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     checkpoint = spec if isinstance(spec, Checkpoint) else find(spec)
-    target = pick_device(device)
+    target, state = pick_device(device), files_state(checkpoint)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
@@ -77,7 +81,7 @@ def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -
             f"model {checkpoint.spec!r}: its weight files lack {lacking[0]} (and {len(lacking) - 1} more)."
         )
     model = model.to(target).eval().requires_grad_(False)
-    loaded = Loaded(checkpoint, model, tokenizer)
+    loaded = Loaded(checkpoint, model, tokenizer, state)
     _check_shapes(loaded)
     _check_finite(loaded)
     return loaded

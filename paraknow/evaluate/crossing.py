@@ -211,7 +211,9 @@ def _answer(message: list) -> Any:
             return decode(data)
         case ["raised", str(name), str(text)]:
             kind = getattr(builtins, name, None)
-            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            # StopIteration would silently end an iteration of the tests: all(map(f, …)) would hold
+            ends = (StopIteration, StopAsyncIteration)
+            if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, ends):
                 kind, text = RuntimeError, f"{name}: {text}"
             try:
                 error = kind(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -11,6 +12,15 @@ from paraknow.errors import InputError
 KEYS = ["task", "group", "doc_id"]
 CHANGES = ("gained", "lost", "both right", "both wrong", "alike")
 TEXTS = ("prompt", "target", "answer", "answer_reference")
+
+
+def broken(items: pd.DataFrame) -> pd.DataFrame:
+    """Items with a log-probability that no sound model gives: NaN, or infinite for the right answer; for a candidate
+    NaN or +inf (−inf: the model holds it impossible). Text that was generated has none, and is not among them."""
+    unscored = items.raw.notna() | items.note.notna()  # text was generated, or no candidate is right
+    own = ~items.logprob.map(lambda x: x == x and abs(x) != math.inf)
+    others = items.candidate_logprobs.map(lambda xs: xs is not None and any(x != x or x == math.inf for x in xs))
+    return items[(own & ~unscored) | others]
 
 
 def lines(items: pd.DataFrame, model: str, reference: str) -> pd.DataFrame:
@@ -28,9 +38,9 @@ def lines(items: pd.DataFrame, model: str, reference: str) -> pd.DataFrame:
         if own.empty:
             known = ", ".join(map(str, dict.fromkeys(items.model)))
             raise InputError(f"model {label!r} is not in this run; it has {known}.")
-        by_item = own.sort_values("seed", kind="stable").groupby(KEYS, sort=False)
-        means = by_item[["correct", "logprob"]].mean()
-        sides[label + suffix] = means.assign(answer=by_item.answer.first()).add_suffix(suffix)
+        first_seed = own.sort_values("seed", kind="stable").drop_duplicates(KEYS).set_index(KEYS).answer
+        means = own.groupby(KEYS, sort=False)[["correct", "logprob"]].mean()
+        sides[label + suffix] = means.assign(answer=first_seed).add_suffix(suffix)
     first, second = sides.values()
     both = first.join(second, how="inner").reset_index()
     both["moved"] = both.logprob - both.logprob_reference

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from typing import Any
 import pandas as pd
 
 from paraknow import data, files
-from paraknow.checkpoints import files_hash
-from paraknow.evaluate import harness
+from paraknow.checkpoints import files_hash, files_state
+from paraknow.evaluate import harness, items
 from paraknow.evaluate import measure as measuring
 from paraknow.evaluate.benchmarks import Plan
 from paraknow.models import Loaded
@@ -41,7 +43,7 @@ def key(loaded: Loaded, asked: Any, batch_size: int | str) -> str:
     device = loaded.device
     about = {
         "format": FORMAT,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "files": files_hash(loaded.checkpoint),
         "dtype": str(loaded.model.dtype),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -64,6 +66,8 @@ def measure(
     Every suite and every benchmark is a file of its own there. A damaged file is measured again. A measurement that
     holds NaN or infinity is not kept, nor is a benchmark whose records a hub holds: nobody knows here if they change.
     """
+    if loaded.state != files_state(loaded.checkpoint):  # the model in memory is not the one that lies there now
+        return measuring.measure(loaded, suites, plans, batch_size, None, progress)
     asked: dict[Any, Any] = {name: (name, harness.documents(e, loaded.tokenizer)) for name, e in suites.items()}
     asked |= {number: plan.hash for number, plan in enumerate(plans) if not plan.from_hub}
     places = {k: folder / f"{key(loaded, what, batch_size)}.parquet" for k, what in asked.items()}
@@ -86,9 +90,14 @@ def measure(
 
 
 def keep(path: Path, frame: pd.DataFrame) -> None:
-    """File a measurement, and let the longest unused ones go where there are too many."""
-    scored = frame[frame.raw.isna() & frame.note.isna()]  # text that was generated has no log-probability
-    if scored.logprob.map(lambda x: x == x and abs(x) != float("inf")).all():
+    """File a measurement, and let the longest unused ones go where there are too many.
+
+    Not kept: NaN and infinity; programs that ran out of time, which a machine with more of it may judge otherwise.
+    """
+    hurried = frame.note.map(lambda note: isinstance(note, str) and note.startswith(("timeout", "killed")))
+    if len(items.broken(frame)) or hurried.any():
+        return
+    with suppress(OSError):  # a full disk, or another process that tidies too: what was measured is not lost by it
         files.write_table(path, frame)
         _tidy(path.parent)
 

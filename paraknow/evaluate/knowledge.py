@@ -134,11 +134,10 @@ def _opened(given: str | Loaded, dtype: str, device: str) -> Iterator[Loaded]:
 def _measured(
     loaded: Loaded, name: str, task: str, examples: Sequence[Example], batch_size: int, progress: Progress
 ) -> pd.DataFrame:
-    from paraknow.evaluate import harness
+    from paraknow.evaluate import harness, items
 
     frame = harness.evaluate(loaded, {task: examples}, batch_size, progress=progress)
-    bad = frame[~frame.logprob.map(lambda x: x == x and abs(x) != float("inf"))]
-    if len(bad):
+    if len(bad := items.broken(frame)):
         raise RunError(f"audit: the {name} gives NaN or infinity on item {bad.iloc[0].doc_id}.")
     return frame.assign(model=name, seed=-1)
 

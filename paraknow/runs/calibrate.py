@@ -19,12 +19,13 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from paraknow import checkpoints, data, files, resources
+from paraknow import checkpoints, files, resources
 from paraknow import config as configs
 from paraknow.config import RunConfig
 from paraknow.demo.rungs import RUNGS
 from paraknow.errors import InputError
 from paraknow.runs import store
+from paraknow.runs.reuse import data_hashes
 from paraknow.runs.store import Run
 
 FILE = "calibration.json"  # in the runs folder: the last one; in the assets: the shipped ladder's
@@ -166,7 +167,7 @@ def existing(config: RunConfig) -> Run | None:
         if not facts.is_file():
             return run
         found = files.read_json(facts)
-        if found["data"] != {name: data.load_task(name, config.seed).hash for name in config.all_tasks}:
+        if found["data"] != data_hashes(config):
             continue
         known = found["models"]
         specs = {"teacher": config.pair.teacher, "student": config.pair.student}
@@ -260,12 +261,9 @@ def pool(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     frame = pd.DataFrame(rows)
     for (rung, model), part in frame.groupby(["rung", "model"], sort=False):
         shares = part.share.dropna().to_numpy(dtype=float)
-        value, interval = (float(shares.mean()) if len(shares) else None), None
-        if len(part) == 1:
-            interval = part.share_ci.iloc[0]
-        elif len(shares) > 1:
-            half = stdtrit(len(shares) - 1, 0.975) * shares.std(ddof=1) / np.sqrt(len(shares))
-            interval = [float(shares.mean() - half), float(shares.mean() + half)]
+        value = float(shares.mean()) if len(shares) else None
+        interval = part.share_ci.iloc[0] if len(part) == 1 else _student(shares)
+        beside = frame[(frame.rung == rung) & (frame.model.str.startswith(f"{model}+") | (frame.model == "zero"))]
         made.append(
             {
                 "rung": rung,
@@ -274,6 +272,7 @@ def pool(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "measured": len(shares),
                 "share": value,
                 "share_ci": None if interval is None else [float(x) for x in interval],
+                "crossed": _crossed(part, interval, beside),
                 "accuracy": float(part.accuracy.mean()),
                 "known": float(part.known.mean()),
                 "above_controls": int(part.claim.eq(True).sum()),
@@ -282,6 +281,34 @@ def pool(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         )
     order = {rung: k for k, rung in enumerate(RUNGS)}
     return sorted(made, key=lambda r: order[r["rung"]])
+
+
+def _student(values: np.ndarray) -> list[float] | None:
+    """Student's 95 % interval of a mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - half), float(values.mean() + half)]
+
+
+def _crossed(part: pd.DataFrame, interval: Sequence[float] | None, controls: pd.DataFrame) -> bool | None:
+    """Whether knowledge crossed: the share's interval lies above 0, and so does the paired difference to every control
+    (METHODS 2.5). One world: that run's own claim, item by item; several: the worlds' differences. None where the share
+    or a control could not be measured."""
+    if interval is None:
+        return None
+    if interval[0] <= 0:
+        return False
+    if len(part) == 1:
+        claim = part.claim.iloc[0]
+        return None if claim is None else bool(claim)
+    own, found = part.set_index("world").share.astype(float), True
+    for _, control in controls.groupby("model"):
+        difference = _student((own - control.set_index("world").share.astype(float)).dropna().to_numpy())
+        if difference is None:
+            return None
+        found &= difference[0] > 0
+    return found
 
 
 def _mean(column: pd.Series) -> float | None:
@@ -333,10 +360,9 @@ def verdict(
             if row is None or row["share"] is None or row["share_ci"] is None:
                 parts.append(f"on {rung} it could not be measured")
                 continue
-            controls = [r for r in pooled if r["rung"] == rung and r["model"].startswith(f"{method}+")]
-            best = max((r["share"] for r in controls if r["share"] is not None), default=0.0)
-            crossed = row["share_ci"][0] > max(0.0, best)
-            said = "crossed" if crossed else "nothing crossed that a control does not bring"
+            said = {True: "crossed", False: "nothing crossed that a control does not bring"}.get(
+                row["crossed"], "but a control could not be measured"
+            )
             parts.append(f"on {rung} {share_words(row)}, {said}")
         words.append(f"{method}: " + "; ".join(parts) + ".")
     return passed, words

@@ -56,13 +56,17 @@ def plan(config: RunConfig, tasks: Sequence[str], name: str) -> list[Plan]:
     """One sweep per measured task, over the tasks that locate. Baselines are left out: nothing of theirs is located.
 
     Raises InputError: fewer than two tasks, more than 12, one named twice, a method that does not work from what is
-    located, other suites or locate.task set in the config.
+    located, other suites, benchmarks or locate.task set in the config.
     """
     if not 2 <= len(tasks) <= MOST:
         raise InputError(f"--task: a cross matrix needs 2 to {MOST} tasks; got {len(tasks)} ({', '.join(tasks)}).")
     if twice := [t for t in tasks if list(tasks).count(t) > 1]:
         raise InputError(f"--task names {twice[0]!r} twice.")
-    for setting, given in (("locate.task", config.locate.task), ("evaluate.suites", config.evaluate.suites)):
+    for setting, given in (
+        ("locate.task", config.locate.task),
+        ("evaluate.suites", config.evaluate.suites),
+        ("evaluate.benchmarks", config.evaluate.benchmarks),
+    ):
         if given:
             raise InputError(f"{setting}: a cross matrix sets it itself; leave it out of the config.")
     if not methods.candidates(config)[0].method.locates:

@@ -11,12 +11,21 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from paraknow import methods
+from paraknow import data, methods
 from paraknow.checks import Checked
 from paraknow.config import RunConfig
+from paraknow.evaluate import benchmarks
+from paraknow.evaluate.benchmarks import Plan
 from paraknow.runs.store import Run
 
 SETTINGS = ("pair", "dtype", "device", "task", "seed", "locate", "similarity")
+
+
+def data_hashes(config: RunConfig, plans: Sequence[Plan] | None = None) -> dict[str, str]:
+    """What a run's data were, for environment.json: the hash of every task, and of what every benchmark asks."""
+    asked = benchmarks.plans(config.evaluate) if plans is None else plans
+    hashes = {name: data.load_task(name, config.seed).hash for name in config.all_tasks}
+    return hashes | {f"benchmark {plan.benchmark.title}": plan.hash for plan in asked}
 
 
 def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list[str]] | None:

@@ -11,16 +11,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from paraknow import __version__, budget, data, files, results
+from paraknow import __version__, budget, files, results
 from paraknow.checkpoints import weights_hash
 from paraknow.errors import RunError
 from paraknow.evaluate import deltas, kept
+from paraknow.evaluate.items import broken
+from paraknow.evaluate.knowledge import limited
 from paraknow.evaluate.measure import measure
 from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Method
 from paraknow.models import Loaded, load
 from paraknow.progress import Progress, part
 from paraknow.runs import store
+from paraknow.runs.reuse import data_hashes
 from paraknow.runs.session import Session
 from paraknow.runs.transfer import stage_align, stage_tune
 from paraknow.similarity.compared import compare
@@ -43,8 +46,7 @@ def stage_load(session: Session, progress: Progress) -> None:
         "threads": torch.get_num_threads(),
         "seeds": list(config.run_seeds),
         "models": {name: _facts(loaded) for name, loaded in session.models.items()},
-        "data": {task.name: task.hash for task in session.tasks(config.all_tasks)}
-        | {f"benchmark {plan.benchmark.title}": plan.hash for plan in session.plans()},
+        "data": data_hashes(config, session.plans()),
     }
     _refuse_changes(session, environment)
     files.write_json(session.run.path("environment.json"), environment)
@@ -122,7 +124,7 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
     """Every model on the same items: evaluate/items.parquet, results.json and deltas.json."""
     config, student = session.config, session.models["student"]
     size = config.evaluate.batch_size
-    suites = {task.name: _limited(task.test, config.evaluate.limit) for task in session.tasks(config.suites)}
+    suites = {task.name: limited(task.test, config.evaluate.limit) for task in session.tasks(config.suites)}
     subjects: list[tuple[str, int, tuple[Method, Path] | None]] = [("teacher", -1, None), ("student", -1, None)]
     subjects += [
         (c.label, seed, (c.method, session.adapter(c, seed)))
@@ -147,9 +149,7 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
             files.write_table(file, frame)
         parts.append(file)
     items = pd.concat([pd.read_parquet(file) for file in parts], ignore_index=True)
-    unscored = items.raw.notna() | items.note.notna()  # text was generated, or no candidate is right
-    bad = items[~items.logprob.map(lambda x: x == x and abs(x) != float("inf")) & ~unscored]
-    if len(bad):
+    if len(bad := broken(items)):
         raise RunError(
             f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}."
         )
@@ -170,19 +170,6 @@ def _controls(session: Session) -> dict[str, list[str]]:
     starts = {c.label: session.start_file(c, session.config.run_seeds[0]) for c in controls}
     kept = [n for n, file in starts.items() if not (file.is_file() and results.read_notes(file).get("same"))]
     return {candidates[0].label: kept}
-
-
-def _limited(examples: tuple[data.Example, ...], limit: int | None) -> list[data.Example]:
-    """At most `limit` examples of every group."""
-    if limit is None:
-        return list(examples)
-    counts: dict[str, int] = {}
-    kept = []
-    for example in examples:
-        counts[example.group] = counts.get(example.group, 0) + 1
-        if counts[example.group] <= limit:
-            kept.append(example)
-    return kept
 
 
 STAGES: dict[str, Callable[[Session, Progress], None]] = {

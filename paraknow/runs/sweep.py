@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
-from paraknow import data, files
+from paraknow import files
 from paraknow.checkpoints import weights_hash
 from paraknow.checks import Checked, check
 from paraknow.errors import Cancelled, InputError, ParaKnowError
@@ -179,7 +179,7 @@ def _run_of(state: dict[str, Any], point: Point, about: Checked, root: Path) -> 
     for name, checkpoint in (("teacher", about.teacher), ("student", about.student)):
         if facts["models"][name]["sha256"] != weights_hash(checkpoint):
             return None
-    return run if facts["data"] == {n: data.load_task(n, config.seed).hash for n in config.all_tasks} else None
+    return run if facts["data"] == reuse.data_hashes(config) else None
 
 
 @contextmanager

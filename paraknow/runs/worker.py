@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from paraknow.checkpoints import files_state
 from paraknow.checks import check
 from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
 from paraknow.progress import Progress
@@ -139,18 +140,16 @@ def _execute(
         run.update(stages=finished)
     if warm is not None:
         warm.clear()
-        warm.update(key=_pair_key(checked), models=session.models)
+        states = (session.models["teacher"].state, session.models["student"].state)  # as loaded, not as they lie now
+        warm.update(key=(*_pair_key(checked)[:-2], *states), models=session.models)
     run.update(state="done", finished=time.time(), eta=0, message="")
 
 
 def _pair_key(checked: Any) -> tuple:
+    """What a pair in memory must agree with to be used again: places, type, device and the state of all its files."""
     config = checked.config
-    stamps = [
-        (f.name, f.stat().st_mtime_ns, f.stat().st_size)
-        for c in (checked.teacher, checked.student)
-        for f in sorted(c.folder.glob("*.safetensors"))
-    ]
-    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *stamps)
+    states = (files_state(checked.teacher), files_state(checked.student))
+    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *states)
 
 
 def _reuse(session: Any, warm: dict[str, Any] | None) -> None:

@@ -64,6 +64,26 @@ def test_what_is_not_there_is_named():
         items.select(items.lines(table(), "m", "student"), changes=["won"])
 
 
+@pytest.mark.parametrize(("column", "value", "found"), [
+    ("logprob", float("nan"), 1), ("logprob", float("-inf"), 1),
+    ("candidate_logprobs", [0.0, float("nan")], 1), ("candidate_logprobs", [0.0, float("inf")], 1),
+    ("candidate_logprobs", [0.0, float("-inf")], 0),
+])  # fmt: skip
+def test_numbers_that_no_sound_model_gives_are_found(column, value, found):
+    whole = table().assign(raw=None, note=None, candidate_logprobs=None)
+    assert items.broken(whole).empty
+    whole.at[3, column] = value
+    assert list(items.broken(whole).index) == [3] * found
+    generated = whole.assign(raw="text", logprob=float("nan"), candidate_logprobs=None)
+    assert items.broken(generated).empty
+
+
+def test_an_answer_is_the_first_seeds_or_missing():
+    whole = table()
+    whole.loc[(whole.model == "m") & (whole.seed == 0), "answer"] = None
+    assert items.lines(whole, "m", "student").answer.isna().all()
+
+
 def test_missing_answers_do_no_harm():
     whole = table().assign(answer=None)
     assert len(items.select(items.lines(whole, "m", "student"), "york")) == 5

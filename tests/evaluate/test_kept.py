@@ -90,6 +90,27 @@ def test_another_question_is_another_measurement(own, tmp_path, asked, change):
     assert asked[1] == set(SUITES)
 
 
+def test_a_model_that_no_longer_lies_there_is_measured_and_not_kept(own, tmp_path, asked):
+    """What is in memory must not be filed under what was put in its place."""
+    loaded = models.load(str(own), device="cpu")
+    tokenizer(own)
+    for _ in range(2):
+        kept.measure(loaded, SUITES, (), 4, tmp_path / "kept")
+    assert len(asked) == 2 and not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(("note", "files"), [("timeout: after 10 s", 0), ("failed: assert 1 == 2", 1), (None, 1)])
+def test_programs_that_ran_out_of_time_are_not_kept(tmp_path, note, files):
+    frame = pd.DataFrame({"logprob": [-1.0], "raw": None, "note": [note], "candidate_logprobs": None})
+    kept.keep(tmp_path / "a.parquet", frame)
+    assert len(list(tmp_path.iterdir())) == files
+
+
+def test_a_full_disk_loses_no_measurement(own, tmp_path, asked, monkeypatch):
+    monkeypatch.setattr("paraknow.files.write_table", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    assert len(measure(own, tmp_path / "kept")) == 8
+
+
 def test_other_versions_measure_again(own, tmp_path, asked, monkeypatch):
     measure(own, tmp_path / "kept")
     monkeypatch.setattr(kept, "version", lambda name: "0")
@@ -108,7 +129,10 @@ def test_a_damaged_file_is_measured_again(own, tmp_path, asked, content):
 
 
 def test_what_is_not_finite_is_not_kept(tmp_path):
-    kept.keep(tmp_path / "a.parquet", pd.DataFrame({"logprob": [-1.0, float("nan")], "raw": None, "note": None}))
+    kept.keep(
+        tmp_path / "a.parquet",
+        pd.DataFrame({"logprob": [-1.0, float("nan")], "raw": None, "note": None, "candidate_logprobs": None}),
+    )
     assert not list(tmp_path.iterdir())
 
 

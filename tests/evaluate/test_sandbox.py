@@ -222,6 +222,13 @@ def test_a_program_that_ends_cannot_pass_though_the_tests_catch_everything():
     assert (outcome.passed, outcome.status) == (False, "killed") and "code 0" in outcome.said
 
 
+@pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration"])
+def test_a_program_cannot_end_the_tests_iteration(kind):
+    """all() of nothing holds: the end of an iteration must not come from the program's side."""
+    outcome = one(f"def f(x):\n    raise {kind}\n", "assert all(map(f, [1, 2, 3]))", "f")
+    assert not outcome.passed and kind in outcome.said
+
+
 def test_tests_that_call_nothing_pass_nothing():
     assert one("def f(): pass", "assert True", "f").said == "the tests called nothing of the program"
 

@@ -246,7 +246,8 @@ def pooled(**cells):
     for name, cell in cells.items():
         rung, model = name.split("__")
         share, *ci = cell if isinstance(cell, tuple) else (cell,)
-        made.append({"rung": rung, "model": model.replace("_with_", "+"), "share": share, "share_ci": ci or None})
+        row = {"rung": rung, "model": model.replace("_with_", "+"), "share": share, "share_ci": ci or None}
+        made.append({**row, "crossed": bool(ci) and ci[0] > 0})
     return made
 
 
@@ -287,19 +288,38 @@ def test_without_the_clone_rung_nothing_is_said_of_the_instrument():
     assert passed is None and words == ["m: on sibling 0.50 (0.30 to 0.70), crossed."]
 
 
-@pytest.mark.parametrize(("share", "control", "said"), [
-    ((0.5, 0.3, 0.7), (0.1, 0.0, 0.2), "crossed"),
-    ((0.5, 0.3, 0.7), (0.35, 0.0, 0.6), "nothing crossed that a control does not bring"),
-    ((0.5, -0.1, 0.9), None, "nothing crossed that a control does not bring"),
-    ((0.5, 0.3, 0.7), None, "crossed"),
-    ((0.5,), (0.1, 0.0, 0.2), "could not be measured"),
-    (None, (0.1, 0.0, 0.2), "could not be measured"),
+WORLDS = {
+    "crossed": ([0.5, 0.6, 0.7], [0.0, 0.1, 0.2]),
+    "crossed, as in every world by as much": ([0.4, 0.5, 0.7], [0.3, 0.41, 0.6]),
+    "nothing crossed that a control does not bring": ([0.5, 0.6, 0.7], [0.1, 0.9, 0.3]),
+    "nothing crossed that a control does not bring: its own share may be 0": ([0.5, -0.1, 0.2], [-0.9, -0.8, -0.7]),
+    "but a control could not be measured": ([0.5, 0.6, 0.7], [0.1, None, None]),
+}
+
+
+@pytest.mark.parametrize("said", WORLDS)
+def test_a_method_is_held_against_its_own_controls_world_by_world(said):
+    shares, control = WORLDS[said]
+    rows = [row("m", s, world=str(k)) for k, s in enumerate(shares)]
+    rows += [row("m+noise", s, world=str(k)) for k, s in enumerate(control)]
+    rows += [row(name, 0.9 + k / 10, world=str(k)) for name in ("n", "n+noise", "mm") for k in range(3)]
+    rows += [row("zero", 0.0, world=str(k)) for k in range(3)]
+    _, (words,) = calibrate.verdict(calibrate.pool(rows), ["m"], ["sibling"])
+    assert words.endswith(said.partition(",")[0].partition(":")[0] + ".")
+
+
+@pytest.mark.parametrize(("claim", "ci", "said"), [
+    (True, [0.1, 0.7], "crossed"),
+    (True, [-0.1, 0.7], "nothing crossed that a control does not bring"),
+    (False, [0.1, 0.7], "nothing crossed that a control does not bring"),
+    (None, [0.1, 0.7], "but a control could not be measured"),
+    (True, None, "could not be measured"),
 ])  # fmt: skip
-def test_a_method_is_held_against_its_own_controls(share, control, said):
-    cells = {"equal__m": share, "equal__m_with_noise": control, "equal__n_with_noise": (0.9, 0.8, 1.0)}
-    _, (words,) = calibrate.verdict(pooled(**cells), ["m"], ["equal"])
-    assert said in words and (said == "crossed") == words.endswith(", crossed.")
-    json.dumps(words)
+def test_in_one_world_the_runs_own_claim_counts(claim, ci, said):
+    """It holds item by item against every control; their shares alone do not."""
+    rows = [row("m", 0.4 if ci else None, ci, claim=claim), row("m+noise", 0.0, [-0.1, 0.1])]
+    _, (words,) = calibrate.verdict(calibrate.pool(rows), ["m"], ["sibling"])
+    assert words.endswith(said + "."), words
 
 
 def test_every_method_and_rung_has_its_words():

@@ -87,6 +87,7 @@ def test_names_of_columns_never_collide():
     ({}, ["demo:people", "demo:people"], "--task names 'demo:people' twice"),
     ({"locate": {"task": "demo:sum"}}, TASKS, "locate.task: a cross matrix sets it itself"),
     ({"evaluate": {"suites": ["demo:sum"]}}, TASKS, "evaluate.suites: a cross matrix sets it itself"),
+    ({"evaluate": {"benchmarks": ["gsm8k"]}}, TASKS, "evaluate.benchmarks: a cross matrix sets it itself"),
     ({"method": "pissa"}, TASKS, "method 'pissa' does not work from what is located"),
     ({}, ["demo:people", "demo:nothing"], "there is no demo task 'nothing'"),
     ({"method": {"name": "seeking", "rank": 999}}, TASKS, "method.rank: 999 is above"),
