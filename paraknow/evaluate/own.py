@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -71,6 +72,12 @@ def _mbpp_document(record: Record) -> dict[str, Any]:
     if not isinstance(tests, list) or not all(isinstance(t, str) for t in tests):
         raise InputError(f"{record.where}: the field 'test_list' is not a list of assertions.")
     _python(record, "test_list", "\n".join(tests))
+    imports = values.get("test_imports") or []
+    if not isinstance(imports, list) or not all(isinstance(t, str) for t in imports):
+        raise InputError(f"{record.where}: the field 'test_imports' is not a list of imports.")
+    # what stands around the tests is read when they run, which is after all texts are written: too late to refuse
+    _python(record, "test_imports", "\n".join(imports))
+    _python(record, "test_setup_code", values.get("test_setup_code") or "")
     try:
         number = int(values["task_id"])
     except (TypeError, ValueError):
@@ -82,7 +89,7 @@ def _mbpp_document(record: Record) -> dict[str, Any]:
         "code": str(values["code"]).replace("\r\n", "\n"),
         "test_list": tests,
         "test_setup_code": str(values.get("test_setup_code") or ""),
-        "test_imports": [str(t) for t in values.get("test_imports") or []],
+        "test_imports": imports,
     }
 
 
@@ -95,15 +102,44 @@ def _python(record: Record, field: str, code: Any) -> None:
 
 
 def written(text: str, document: dict[str, Any]) -> str:
-    """The code in what a model wrote: the first fenced block where there is one, else all of it.
+    """The code in what a model wrote: what stands before the first fence where that is code, else the first fenced
+    block, else all of it.
 
-    A block that defines HumanEval's function anew stands below the prompt, whose own is then a docstring alone.
+    A model that goes on with the prompt often ends its code with a lone fence, and writes prose or examples after it;
+    one that answers in a chat begins with prose. Code that defines HumanEval's function anew stands below the prompt,
+    whose own is then a docstring alone.
     """
-    match = re.search(r"```[a-zA-Z0-9]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
-    if match is None:
+    begun = text.partition("```")[0]
+    if begun == text:
         return text
-    code = match.group(1)
+    for code in (text, begun):  # a fence may also stand inside a string of the code
+        if _is_code(code, document):
+            return _below(code, document)
+    match = re.search(r"```[a-zA-Z0-9]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    return text if match is None else _below(match.group(1), document)
+
+
+def _below(code: str, document: dict[str, Any]) -> str:
     return f"\n{code}" if "entry_point" in document and f"def {document['entry_point']}" in code else code
+
+
+def _is_code(text: str, document: dict[str, Any]) -> bool:
+    """Whether a text goes on with HumanEval's prompt, or stands alone (MBPP), as Python that does something."""
+    prompt = str(document.get("prompt", "")) if "entry_point" in document else ""
+    return _steps(prompt + _below(text, document)) > _steps(prompt)
+
+
+def _steps(code: str) -> int:
+    """Statements of a program, but for names and constants alone ("Sure" is Python too); -1 where it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in code that is not ours
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return -1
+    inert = ast.Name | ast.Constant | ast.Tuple | ast.BinOp | ast.UnaryOp | ast.Compare | ast.BoolOp
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.stmt))
+    return sum(not (isinstance(node, ast.Expr) and isinstance(node.value, inert)) for node in found)
 
 
 # -- instructions ----------------------------------------------------------------------------------------
@@ -193,8 +229,9 @@ def normal(text: str) -> str:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:
-    """Whether the answer is one of the references, as `normal` compares them."""
-    return any(normal(answer) == normal(reference) for reference in references)
+    """Whether the answer is one of the references, as `normal` compares them; one of signs alone counts as it is."""
+    pairs = ((normal(reference), reference.strip()) for reference in references)
+    return any(normal(answer) == bare if bare else answer.strip() == whole for bare, whole in pairs)
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:

@@ -1,18 +1,24 @@
 """Public benchmarks through lm-eval: its tasks on a plan's records, every item kept (METHODS 4.4).
 
-An item counts as correct by its task's first metric that is 0 or 1 for every item, under its task's first filter (acc;
-gsm8k: exact_match after strict-match). Other filters are rows of their own, named <benchmark>/<filter>.
+An item counts as correct by its task's first metric that is 0 or 1 for every item and better where higher, under its
+task's first filter (acc; gsm8k: exact_match after strict-match). Other filters are rows of their own, named
+<benchmark>/<filter>.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from paraknow.errors import InputError, RunError
 from paraknow.evaluate import catalogue, harness, own
@@ -20,19 +26,93 @@ from paraknow.evaluate.benchmarks import Plan, no_template, unreachable
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
 
-FEWSHOT_SEED = 1234  # lm-eval's own default: it draws worked examples
+FEWSHOT_SEED = 1234  # lm-eval's own defaults: this one draws worked examples
+RANDOM_SEED, OTHER_SEED = 0, 1234  # of Python's random; of numpy and torch
 Tasks = Mapping[str, Any]
 
 
 def tasks(plan: Plan, chat: bool = False) -> Tasks:
-    """The plan's lm-eval tasks by name.
+    """The plan's lm-eval tasks by name, with the same documents at every call.
 
-    Raises InputError: a hub cannot be reached, or records that do not make a table.
+    Raises InputError: a hub cannot be reached, records that do not make a table, or a task whose every metric is
+    better where lower, so that none says what is right.
     """
-    with harness.quiet():
+    with harness.quiet(), seeded():
         if plan.from_hub:
-            return _from_hub(plan)
-        return {piece.leaf.name: _local(plan, number, chat) for number, piece in enumerate(plan.pieces)}
+            made = _from_hub(plan)
+        else:
+            made = {piece.leaf.name: _local(plan, number, chat) for number, piece in enumerate(plan.pieces)}
+            _settle(made)
+    for task in made.values():
+        if (metrics := task.higher_is_better()) and len(_lower(task)) == len(metrics):
+            raise InputError(
+                f"evaluate.benchmarks.{plan.benchmark.title}: it is measured by {', '.join(metrics)}, where lower is "
+                "better, so no answer is right or wrong; choose another."
+            )
+    return made
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Chance as lm-eval's command line begins with it; afterwards it goes on as if nothing had been drawn."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            _seed(bool(devices))
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _seed(cuda: bool) -> None:
+    random.seed(RANDOM_SEED)
+    np.random.seed(OTHER_SEED)
+    # torch.manual_seed would leave a seed behind for a GPU that has not been used yet
+    torch.default_generator.manual_seed(OTHER_SEED)
+    if cuda:
+        torch.cuda.manual_seed_all(OTHER_SEED)
+
+
+def _settle(made: Tasks) -> None:
+    """Have each task make its documents once, in lm-eval's order and from its seed.
+
+    lm-eval makes them anew at every access: a task that shuffles (gpqa's choices) would be asked by one draw and scored
+    by another. Its command line is spared by the cache that `datasets` keeps of files, which records in memory lack.
+    """
+    random.seed(RANDOM_SEED)
+    np.random.seed(OTHER_SEED)
+    for task in made.values():
+        make = task.get_config("process_docs")
+        shown = getattr(getattr(task, "fewshot_cfg", None), "process_docs", None)
+        once = {f: _once(f) for f in (make, shown) if f is not None}
+        if not once:
+            continue
+        task.set_config(key="process_docs", value=once.get(make))
+        if shown is not None:
+            task.fewshot_cfg.process_docs = once[shown]
+        if hasattr(task, "sampler"):
+            task.sampler.df = list(task.fewshot_docs())
+        task.task_docs = task.eval_docs
+
+
+def _once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same function, which gives what it made before of the same split."""
+    made: dict[int, tuple[Any, Any]] = {}
+
+    @functools.wraps(make)
+    def kept(split: Any) -> Any:
+        if id(split) not in made:
+            made[id(split)] = split, make(split)  # the split is held, so that no other gets its id
+        return made[id(split)][1]
+
+    return kept
+
+
+def _lower(task: Any) -> set[str]:
+    """Metrics of a task of which a lower value is better."""
+    return {name for name, better in (task.higher_is_better() or {}).items() if better is False}
 
 
 def _from_hub(plan: Plan) -> Tasks:
@@ -49,7 +129,9 @@ def _from_hub(plan: Plan) -> Tasks:
 @lru_cache(maxsize=8)
 def _loaded(name: str, _settings: tuple[int | None, ...]) -> dict[str, Any]:
     """lm-eval's tasks of a name, their datasets fetched; objects of their own for each way to set them."""
-    return dict(_manager(name).load([name])["tasks"])
+    made = dict(_manager(name).load([name])["tasks"])
+    _settle(made)
+    return made
 
 
 @lru_cache(maxsize=8)
@@ -110,13 +192,15 @@ def evaluate(
 
     `model` stands in for `loaded.model`. Ranked candidates are kept with their summed log-probabilities in nats; text
     that was generated is kept whole (`raw`) and as the filter left it (`answer`), its log-probability missing.
-    `score`: ROUGE-L in [0, 1] for super_ni. `note`: what the sandbox said of code. Raises RunError: no metric of a
-    task is 0 or 1 item by item, or lm-eval refuses it.
+    `score`: ROUGE-L in [0, 1] for super_ni. `note`: what the sandbox said of code. What is drawn at random is drawn
+    from lm-eval's own seeds, set anew for each benchmark. Raises RunError: no metric of a task says item by item what
+    is right, or lm-eval refuses it.
     """
     frames = []
     for number, plan in enumerate(plans):
         report = part(progress, number * 1000, len(plans) * 1000, plan.benchmark.title, scale=1000)
-        frames.append(_evaluate(loaded, plan, batch_size, model, report))
+        with seeded():
+            frames.append(_evaluate(loaded, plan, batch_size, model, report))
     columns = [c for c in harness.COLUMNS if c not in ("model", "seed")]
     return pd.DataFrame([row for frame in frames for row in frame], columns=columns)
 
@@ -155,7 +239,7 @@ def _evaluate(loaded: Loaded, plan: Plan, batch_size: int | str, model: Any, pro
     parts = {p.leaf.name: p.leaf.part for p in plan.pieces}
     for name, task in made.items():
         samples = sorted(result["samples"][name], key=lambda s: s["doc_id"])
-        metric = headline(samples, plan)
+        metric = headline(samples, plan, _lower(task))
         rows += [_row(plan, task, s, metric, lm, first) | {"part": parts.get(name), "subtask": name} for s in samples]
         first += len(task.eval_docs)
     filters = list(dict.fromkeys(row.pop("filter") for row in rows if "filter" in row))
@@ -166,10 +250,13 @@ def _count(size: int, limit: int | None) -> int:
     return size if limit is None else min(size, limit)
 
 
-def headline(samples: Sequence[Mapping[str, Any]], plan: Plan) -> str:
-    """The first metric whose value is 0 or 1 for every item. Raises RunError where there is none."""
+def headline(samples: Sequence[Mapping[str, Any]], plan: Plan, lower: Collection[str] = ()) -> str:
+    """The first metric whose value is 0 or 1 for every item, but for those where lower is better.
+
+    Raises RunError where there is none.
+    """
     for metric in samples[0]["metrics"]:
-        if all(isinstance(s[metric], int | float) and s[metric] in (0, 1) for s in samples):
+        if metric not in lower and all(isinstance(s[metric], int | float) and s[metric] in (0, 1) for s in samples):
             return metric
     raise RunError(
         f"evaluate: {plan.benchmark.title} is measured by {', '.join(samples[0]['metrics'])}, which is not right or "

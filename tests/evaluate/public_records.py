@@ -69,3 +69,8 @@ def super_ni(instances: int = 3, examples: int = 2) -> dict[str, Any]:
         "Positive Examples": [{"input": f"thing {n}", "output": "red", "explanation": ""} for n in range(examples)],
         "Instances": [{"id": f"t-{n}", "input": f"object {n}", "output": ["Blue.", "navy"]} for n in range(instances)],
     }
+
+
+def gpqa(count: int) -> list[dict[str, Any]]:
+    wrong = {f"Incorrect Answer {k}": f"wrong {k}" for k in (1, 2, 3)}
+    return [{"Question": f"What is number {n}?", "Correct Answer": f"right {n}", **wrong} for n in range(count)]

@@ -194,6 +194,9 @@ def test_mbpp_keeps_its_publishers_division(tmp_path):
     for change, said in (
         ({"test_list": "assert"}, "line 1: the field 'test_list' is not a list"),
         ({"test_list": ["assert ("]}, "line 1: the field 'test_list' is not Python"),
+        ({"test_setup_code": "x = ("}, "line 1: the field 'test_setup_code' is not Python"),
+        ({"test_imports": ["import math", "import"]}, "line 1: the field 'test_imports' is not Python"),
+        ({"test_imports": "import math"}, "line 1: the field 'test_imports' is not a list"),
         ({"text": ""}, "line 1: the field 'text' is empty"),
         ({"task_id": "x"}, "'task_id' is not a number"),
     ):
@@ -226,6 +229,7 @@ def test_super_ni_from_task_files_and_flattened(tmp_path):
 
 def test_exact_match_and_rouge():
     assert own.exact_match(" The  Blue! ", ["the blue"]) and not own.exact_match("blue", ["red", "green"])
+    assert not own.exact_match("", ["?"]) and not own.exact_match("-", ["+"]) and own.exact_match(" + ", ["-", "+"])
     assert own.rouge_l("a b c d", ["x", "a c d e"]) == pytest.approx(0.75)  # 3 of 4 in order, both ways
     assert own.rouge_l("", ["a"]) == 0.0
 
@@ -236,6 +240,31 @@ def test_code_is_taken_out_of_a_chat():
     assert own.written("Sure:\n```python\ndef f():\n    return 1\n```\nDone.", doc) == "\ndef f():\n    return 1\n"
     assert own.written("```\n    return 1\n", doc) == "    return 1\n"
     assert own.written("```py\ndef add(x): ...\n```", {"task_id": 1}) == "def add(x): ...\n"
+
+
+HUMAN = {"entry_point": "add", "prompt": 'def add(a, b):\n    """Add them."""\n'}
+ALONE = "def add(a, b):\n    return a + b\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "doc", "code"),
+    [
+        ("    return a+b\n```\n", HUMAN, "    return a+b\n"),
+        ("    return a+b\n```", HUMAN, "    return a+b\n"),
+        ("    return a+b\n```\n\nThis function adds.\n", HUMAN, "    return a+b\n"),
+        ("    return a + b\n\n```python\nadd(1,2)\n```\n", HUMAN, "    return a + b\n\n"),
+        (f"{ALONE}```\nadd(1, 2)\n```\n", HUMAN, f"\n{ALONE}"),
+        ("    return '```\\n' + a\n", HUMAN, "    return '```\\n' + a\n"),
+        (f"{ALONE}```\n\nThis adds.\n", {}, ALONE),
+        (f"{ALONE}\n```python\nadd(1, 2)\n```", {}, f"{ALONE}\n"),
+        (f"Sure\n```python\n{ALONE}```\nDone.", {}, ALONE),
+        (f"Sure\n```python\n{ALONE}```\nDone.", HUMAN, f"\n{ALONE}"),
+        (f"# Solution\n```python\n{ALONE}```", {}, ALONE),
+        (f"Here it is:\n\n```python\n{ALONE}```\nIt adds.", HUMAN, f"\n{ALONE}"),
+    ],
+)
+def test_code_before_a_lone_fence_is_kept(text, doc, code):
+    assert own.written(text, doc) == code
 
 
 # -- configs -----------------------------------------------------------------------------------------------

@@ -159,3 +159,25 @@ def test_items_equal_the_command_line_with_a_chat_template(folders, files, tmp_p
     compare_generated(frame, theirs["local_gsm8k_2"])
     zero = ours(folders[True], files, 0, chat=True)
     compare_ranked(zero[zero.subtask == "mmlu_anatomy"].sort_values("doc_id"), theirs["local_mmlu_anatomy_0"])
+
+
+def test_what_is_drawn_at_random_equals_the_command_line(folders, tmp_path):
+    """gpqa shuffles the choices of its items; self-consistency samples its answers."""
+    data_files = {"gpqa": made.write(tmp_path / "gpqa.jsonl", made.gpqa(6))}
+    data_files["gsm8k"] = made.write(tmp_path / "gsm8k.jsonl", made.gsm8k(2))
+    names = {"gpqa": "gpqa_main_zeroshot", "gsm8k": "gsm8k_cot_self_consistency"}
+    for key, name in names.items():
+        task = own_yaml(name, 0, data_files[key], data_files[key])
+        folder = tmp_path / key
+        folder.mkdir()
+        (theirs,) = command_line(folders[False], [task], folder).values()
+        asked = Benchmark(name=name, file=data_files[key], shots=0, max_tokens=TOKENS)
+        frame = public.evaluate(models.load(str(folders[False]), device="cpu"), [benchmarks.plan(asked)], 16)
+        if key == "gpqa":
+            compare_ranked(frame, theirs)
+            assert list(frame.doc_hash) == [s["doc_hash"] for s in theirs]
+            continue
+        rows = frame[frame.task == name]
+        first = [s for s in theirs if s["filter"] == "score-first"]
+        assert list(rows.prompt) == [s["arguments"]["gen_args_0"]["arg_0"] for s in first]
+        assert list(rows.raw) == [s["resps"][0][0] for s in first]

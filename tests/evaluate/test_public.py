@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -144,6 +145,48 @@ def test_a_metric_that_is_not_right_or_wrong_is_refused():
     assert public.headline(samples, plan) == "acc"
     with pytest.raises(RunError, match="arc_easy is measured by bleu, which is not right or wrong"):
         public.headline([{"metrics": ["bleu"], "bleu": 0.3}], plan)
+
+
+def test_metrics_where_lower_is_better_are_not_right_or_wrong(tmp_path):
+    plan = benchmarks.plan(Benchmark(name="arc_easy"))
+    samples = [{"metrics": ["bias", "acc"], "bias": 1.0, "acc": 0.0}]
+    assert public.headline(samples, plan, {"bias"}) == "acc"
+    with pytest.raises(RunError, match="arc_easy is measured by bias, acc, which is not right or wrong"):
+        public.headline(samples, plan, {"bias", "acc"})
+    pairs = [{"sent_more": "They are late.", "sent_less": "We are late.", "bias_type": "age"}]
+    file = made.write(tmp_path / "c.jsonl", pairs)
+    with pytest.raises(InputError, match="crows_pairs_english: it is measured by likelihood_diff, pct_stereotype, wh"):
+        public.tasks(benchmarks.plan(Benchmark(name="crows_pairs_english", file=file)))
+
+
+def test_documents_that_are_shuffled_are_the_same_for_every_model(pair, tmp_path):
+    """gpqa draws the order of an item's choices."""
+    named = {"name": "gpqa_main_zeroshot", "file": made.write(tmp_path / "g.jsonl", made.gpqa(6))}
+    (task,) = public.tasks(benchmarks.plan(Benchmark(**named))).values()
+    assert list(task.eval_docs) == list(task.eval_docs) == list(task.task_docs) == list(task.fewshot_docs())
+    random.seed(5)
+    one = measured(pair[0], named)
+    random.seed(6)
+    two = measured(pair[1], named)
+    assert list(one.doc_hash) == list(two.doc_hash) and list(one.prompt) == list(two.prompt)
+    for row in one.itertuples():  # the target is where the prompt has it
+        assert f"{row.target} right {row.doc_id}\n" in row.prompt
+    assert one.target.nunique() > 1
+
+
+def test_sampled_text_repeats_and_chance_is_left_as_found(pair, tmp_path):
+    file = made.write(tmp_path / "g.jsonl", made.gsm8k(1))
+    named = {"name": "gsm8k_cot_self_consistency", "file": file, "shots": 0, "max_tokens": 4}
+    frames = []
+    for seed in (5, 6):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+        frames.append(measured(pair[0], named, batch=64))
+        assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all()
+        assert torch.equal(torch.get_rng_state(), before[2])
+    assert list(frames[0].raw) == list(frames[1].raw)
 
 
 def test_models_that_give_nan_are_refused_while_they_write(pair, tmp_path, checkpoint):
