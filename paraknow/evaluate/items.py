@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from paraknow.errors import InputError
@@ -19,7 +20,9 @@ def broken(items: pd.DataFrame) -> pd.DataFrame:
     NaN or +inf (−inf: the model holds it impossible). Text that was generated has none, and is not among them."""
     unscored = items.raw.notna() | items.note.notna()  # text was generated, or no candidate is right
     own = ~items.logprob.map(lambda x: x == x and abs(x) != math.inf)
-    others = items.candidate_logprobs.map(lambda xs: xs is not None and any(x != x or x == math.inf for x in xs))
+    scored = items.candidate_logprobs.map(lambda xs: isinstance(xs, Sequence | np.ndarray))  # else missing
+    others = scored.copy()
+    others[scored] = items.candidate_logprobs[scored].map(lambda xs: any(x != x or x == math.inf for x in xs))
     return items[(own & ~unscored) | others]
 
 

@@ -74,6 +74,7 @@ def test_numbers_that_no_sound_model_gives_are_found(column, value, found):
     assert items.broken(whole).empty
     whole.at[3, column] = value
     assert list(items.broken(whole).index) == [3] * found
+    assert items.broken(whole.assign(logprob=-1.0, candidate_logprobs=float("nan"))).empty, "missing"
     generated = whole.assign(raw="text", logprob=float("nan"), candidate_logprobs=None)
     assert items.broken(generated).empty
 
