@@ -12,13 +12,17 @@ import yaml
 
 from paraknow import cli
 
+SOME = 120  # records tuned on and split; all of them would take minutes
+
 
 @pytest.mark.parametrize(("file", "choices"), [("gsm8k/train_2000.jsonl", False), ("mmlu/sample_400.jsonl", True)])
 def test_all_stages(benchmark_data, tmp_path, runs, capsys, file, choices):
-    path = tmp_path / "c.yaml"
+    path, records = tmp_path / "c.yaml", tmp_path / "records.jsonl"
+    lines = (benchmark_data / file).read_text(encoding="utf-8").splitlines()
+    records.write_text("\n".join(lines[:SOME]), encoding="utf-8")
     config = {
         "pair": {"teacher": "demo:teacher", "student": "demo:student"},
-        "task": str(benchmark_data / file),
+        "task": str(records),
         "method": {"name": "seeking", "rank": 8},
         "baselines": ["gaussian"],
         "controls": ["zero", "noise"],
