@@ -25,7 +25,7 @@ from paraknow.config import RunConfig
 from paraknow.demo.rungs import RUNGS
 from paraknow.errors import InputError
 from paraknow.runs import store
-from paraknow.runs.reuse import data_hashes
+from paraknow.runs.reuse import unchanged
 from paraknow.runs.store import Run
 
 FILE = "calibration.json"  # in the runs folder: the last one; in the assets: the shipped ladder's
@@ -166,12 +166,8 @@ def existing(config: RunConfig) -> Run | None:
         facts = run.path("environment.json")
         if not facts.is_file():
             return run
-        found = files.read_json(facts)
-        if found["data"] != data_hashes(config):
-            continue
-        known = found["models"]
-        specs = {"teacher": config.pair.teacher, "student": config.pair.student}
-        if all(known[n]["sha256"] == checkpoints.weights_hash(checkpoints.find(s)) for n, s in specs.items()):
+        pair = (checkpoints.find(spec) for spec in (config.pair.teacher, config.pair.student))
+        if unchanged(files.read_json(facts), config, *pair):
             return run
     return None
 

@@ -8,10 +8,11 @@ deleting a run harms no other.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paraknow import data, methods
+from paraknow.checkpoints import Checkpoint, weights_hash
 from paraknow.checks import Checked
 from paraknow.config import RunConfig
 from paraknow.evaluate import benchmarks
@@ -26,6 +27,13 @@ def data_hashes(config: RunConfig, plans: Sequence[Plan] | None = None) -> dict[
     asked = benchmarks.plans(config.evaluate) if plans is None else plans
     hashes = {name: data.load_task(name, config.seed).hash for name in config.all_tasks}
     return hashes | {f"benchmark {plan.benchmark.title}": plan.hash for plan in asked}
+
+
+def unchanged(facts: Mapping[str, Any], config: RunConfig, teacher: Checkpoint, student: Checkpoint) -> bool:
+    """Whether models and data are what a run's environment.json (`facts`) says they were."""
+    hashes = {name: facts["models"][name]["sha256"] for name in ("teacher", "student")}
+    now = {"teacher": weights_hash(teacher), "student": weights_hash(student)}
+    return hashes == now and facts["data"] == data_hashes(config)
 
 
 def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list[str]] | None:

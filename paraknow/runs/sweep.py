@@ -19,7 +19,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from paraknow import files
-from paraknow.checkpoints import weights_hash
 from paraknow.checks import Checked, check
 from paraknow.errors import Cancelled, InputError, ParaKnowError
 from paraknow.runs import reuse, store
@@ -175,11 +174,7 @@ def _run_of(state: dict[str, Any], point: Point, about: Checked, root: Path) -> 
         facts = files.read_json(run.path("environment.json"))
     except (OSError, ValueError):
         return run  # nothing was computed yet
-    config = point.config
-    for name, checkpoint in (("teacher", about.teacher), ("student", about.student)):
-        if facts["models"][name]["sha256"] != weights_hash(checkpoint):
-            return None
-    return run if facts["data"] == reuse.data_hashes(config) else None
+    return run if reuse.unchanged(facts, point.config, about.teacher, about.student) else None
 
 
 @contextmanager
