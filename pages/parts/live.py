@@ -28,7 +28,7 @@ def see_to_worker(queued: bool) -> None:
     last = st.session_state.get("worker_started", 0.0)
     if queued and time.time() - last > RESTART and not queue.worker_alive():
         st.session_state["worker_started"] = time.time()
-        queue.ensure_worker()
+        queue.ensure_workers()
 
 
 def progress(run: Run, status: dict[str, Any]) -> None:

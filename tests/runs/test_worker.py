@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from paraknow import config, resources
 from paraknow.errors import Cancelled, InputError, RunError
-from paraknow.runs import queue, store, worker
+from paraknow.runs import processes, queue, store, worker
 from paraknow.runs.store import Run
 from tests.test_bad_input import QUICK
 
@@ -142,26 +142,30 @@ def test_the_queue_in_a_process_of_its_own(runs):
     first, second = queue.submit(quick()), queue.submit(quick(seed=1))
     try:
         assert wait_for(first, ("done", "failed")) == "done" and wait_for(second, ("done", "failed")) == "done"
-        assert queue.worker_alive()
+        assert queue.worker_alive(runs, "cpu")
         assert first.status()["finished"] <= second.status()["started"] + 1
         late = subprocess.run(
-            [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(runs)],
+            [sys.executable, "-m", "paraknow.runs.supervisor", "--runs", str(runs), "--device", "cpu"],
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert "another worker" in late.stderr
-        doomed = queue.submit(quick(tune={"epochs": 5000, "max_length": 64}))
+        long = quick(tune={"epochs": 5000, "max_length": 64})
+        doomed, after = queue.submit(long), queue.submit(quick(seed=2))
         until = time.time() + 60
         while doomed.status().get("stage") != "tune" and time.time() < until:
             time.sleep(0.1)
         psutil.Process(doomed.status()["pid"]).kill()
-        assert wait_for(doomed, ("lost",), 15) == "lost"
-        assert not queue.worker_alive()
+        assert wait_for(doomed, ("lost",), 15) == "lost" and "SIGKILL" in doomed.status()["error"]
+        assert wait_for(after, ("done", "failed")) == "done"  # the queue goes on with a new process
     finally:
-        for run in store.all_runs():
-            pid = run.status().get("pid")
-            if not run.recorded and pid and psutil.pid_exists(pid) and run.folder.parent == runs:
-                process = psutil.Process(pid)
-                if process.status() != psutil.STATUS_ZOMBIE and "paraknow.runs.worker" in process.cmdline():
-                    process.kill()
+        end_workers(runs)
+
+
+def end_workers(root: Path) -> None:
+    """End every process that serves this folder: supervisors and what they have started."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if str(root) in words and {"paraknow.runs.supervisor", "paraknow.runs.worker"} & set(words):
+            processes.end(process)
