@@ -1,4 +1,4 @@
-"""`paraknow runs …`: list, show, compare, cancel, delete. Thin, like the rest of the command line."""
+"""`paraknow runs …`: list, show, compare, cancel, resume, delete and more. Thin, like the rest of the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from paraknow.errors import InputError
 from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, table
 
-app = typer.Typer(help="List, show, compare, cancel and delete runs.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare, cancel, resume and delete runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -20,7 +20,7 @@ def runs_list(as_json: Json = False) -> None:
     """All runs, newest first."""
     from paraknow.runs import store
 
-    rows = [store.summary(run) for run in store.all_runs()]
+    rows = [*store.listing(), *(store.summary(run) for run in store.recorded_runs())]
     if as_json:
         emit({"runs": rows})
     else:
@@ -135,14 +135,50 @@ def runs_rescore(run_id: str) -> None:
 
 @app.command("cancel")
 def runs_cancel(run_id: str) -> None:
-    """Stop a run at its next step; what it has finished is kept."""
-    from paraknow.runs import store
+    """Stop a run at its next step, at the latest after ten seconds; what it has finished is kept."""
+    import time
+
+    from paraknow.runs import queue, store
 
     run = store.find(run_id)
     if run.recorded or run.status().get("state") not in ("queued", "running", "lost"):
         raise InputError(f"run {run.id} is not queued or running.")
     run.cancel()
-    print(f"Run {run.id} is asked to stop.")
+    until = time.monotonic() + queue.HARD + 5
+    while run.status().get("state") == "running" and time.monotonic() < until:
+        time.sleep(0.2)
+        queue.enforce_cancel(run)
+    state = run.status().get("state")
+    print(f"Run {run.id} is asked to stop." if state == "running" else f"Run {run.id} is {state}.")
+
+
+@app.command("resume")
+def runs_resume(run_id: str) -> None:
+    """Queue a failed, cancelled or lost run again; it goes on after its last finished stage."""
+    from paraknow.runs import queue, store
+
+    run = store.find(run_id)
+    if run.recorded or run.status().get("state") not in ("failed", "cancelled", "lost"):
+        raise InputError(f"run {run.id} is not failed, cancelled or lost.")
+    queue.resume(run)
+    print(f"Run {run.id} is queued again.")
+
+
+@app.command("priority")
+def runs_priority(
+    run_id: str,
+    priority: Annotated[int | None, typer.Argument(help="Higher goes first; without it, before all others.")] = None,
+) -> None:
+    """Let a queued run be taken earlier or later."""
+    from paraknow.runs import queue, store
+
+    run = store.find(run_id)
+    if priority is None:
+        queue.first(run)
+    else:
+        queue.prioritise(run, priority)
+    place = [row["id"] for row in queue.waiting() if row["state"] == "queued"].index(run.id)
+    print(f"Run {run.id} is number {place + 1} in the queue.")
 
 
 @app.command("delete")

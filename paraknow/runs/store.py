@@ -204,7 +204,7 @@ def create(config: RunConfig, root: Path | None = None, state: str = "queued", p
         now = time.time()
         number = 1 + max((row["number"] for row in listing(root)), default=0)
         place = {"number": number, "priority": priority, "device": config.device}
-        status = {"state": state, "stages": [], "created": now, "heartbeat": now, **place}
+        status: dict[str, Any] = {"state": state, "stages": [], "created": now, "heartbeat": now, **place}
         files.write_json(folder / "status.json", status)
         Run(folder).reserve()
     return Run(root / name)

@@ -67,7 +67,7 @@ class Child:
 
 
 class Supervisor:
-    """Works through the queue of one device until nothing has come for `idle` seconds (None: until it is told to leave)."""
+    """Works through the queue of one device until nothing has come for `idle` seconds (None: until told to leave)."""
 
     def __init__(self, root: Path, device: str, idle: float | None):
         self.root, self.device, self.idle = root, device, idle
