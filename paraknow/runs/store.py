@@ -105,7 +105,10 @@ class Run:
         return {**kept, "stages": [s for s in stages if isinstance(s, str)] if isinstance(stages, list) else []}
 
     def update(self, **values: Any) -> None:
-        """Change fields of status.json in one step, whoever else does so at the same time."""
+        """Change fields of status.json in one step, whoever else does so at the same time.
+
+        On a full disk the bytes kept aside are spent on a new state alone: progress would leave none for how it ended.
+        """
         with self._writing():
             try:
                 before = files.read_json(self.path("status.json"))
@@ -115,7 +118,7 @@ class Run:
             try:
                 files.write_json(self.path("status.json"), status)
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno != errno.ENOSPC or "state" not in values:
                     raise
                 self.path(".reserve").unlink(missing_ok=True)
                 files.write_json(self.path("status.json"), status)

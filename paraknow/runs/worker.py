@@ -99,6 +99,8 @@ def execute(
             raise
         except BaseException as error:
             log.error("%s", "".join(traceback.format_exception(error)))
+            if not run.path("config.yaml").is_file():
+                raise RunError(f"run {run.id}: its folder was deleted while it was worked on.") from error
             failure = _explain(error)
             run.update(state="failed", finished=time.time(), error=str(failure))
             if isinstance(error, Exception) and failure is not error:
