@@ -5,14 +5,11 @@ Every count in the table is of things that went wrong; docs/results.md keeps wha
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +22,7 @@ from safetensors import safe_open
 from paraknow import config as configs
 from paraknow import files
 from paraknow.config import RunConfig
-from paraknow.runs import queue, store
+from paraknow.runs import store
 from paraknow.runs.store import Run
 
 ROOT = Path(__file__).parent.parent

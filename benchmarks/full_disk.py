@@ -33,7 +33,9 @@ def rows() -> list[dict[str, Any]]:
     Raises NoDisk where no small disk can be made.
     """
     with tempfile.TemporaryDirectory() as folder:
-        inside = f"mount -t tmpfs -o size={SIZE} tmpfs {folder} && exec {sys.executable} -m benchmarks.full_disk {folder}"
+        inside = (
+            f"mount -t tmpfs -o size={SIZE} tmpfs {folder} && exec {sys.executable} -m benchmarks.full_disk {folder}"
+        )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside]
         try:

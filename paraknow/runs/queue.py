@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def enforce_cancel(run: Run, after: float = HARD) -> bool:
     if process is None or process.pid == os.getpid():
         return False
     processes.end(process)
-    run.ended(f"it did not stop within {after:.0f} s of being cancelled, so its process was ended.")
+    with suppress(InputError):  # somebody else has taken it up already
+        run.ended(f"it did not stop within {after:.0f} s of being cancelled, so its process was ended.")
     return True
 
 

@@ -151,6 +151,7 @@ def _beating(run: Run) -> Iterator[None]:
 def _execute(
     run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: dict[str, Any] | None
 ) -> None:
+    run.update(started=time.time(), message="")  # now that it has its device
     checked = check(run.config())
     from paraknow.progress import silent
     from paraknow.runs.stages import STAGES, Session

@@ -2,34 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
 from paraknow import config, resources
 from paraknow.errors import Cancelled, InputError, RunError
-from paraknow.runs import processes, queue, store, worker
-from paraknow.runs.store import Run
+from paraknow.runs import queue, store, worker
 from tests.test_bad_input import QUICK
 
 
 def quick(**changes) -> config.RunConfig:
     return config.parse({**QUICK, **changes})
-
-
-def wait_for(run: Run, states: tuple[str, ...], seconds: float = 120) -> str:
-    until = time.time() + seconds
-    while time.time() < until:
-        if (state := run.status()["state"]) in states:
-            return state
-        time.sleep(0.2)
-    raise AssertionError(f"still {run.status()} after {seconds} s")
 
 
 def test_a_run_leaves_the_documented_folder(runs):
@@ -136,36 +122,3 @@ def test_bad_configs_are_not_queued(runs):
     with pytest.raises(InputError):
         queue.submit(quick(task="nothing"))
     assert not runs.exists()
-
-
-def test_the_queue_in_a_process_of_its_own(runs):
-    first, second = queue.submit(quick()), queue.submit(quick(seed=1))
-    try:
-        assert wait_for(first, ("done", "failed")) == "done" and wait_for(second, ("done", "failed")) == "done"
-        assert queue.worker_alive(runs, "cpu")
-        assert first.status()["finished"] <= second.status()["started"] + 1
-        late = subprocess.run(
-            [sys.executable, "-m", "paraknow.runs.supervisor", "--runs", str(runs), "--device", "cpu"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert "another worker" in late.stderr
-        long = quick(tune={"epochs": 5000, "max_length": 64})
-        doomed, after = queue.submit(long), queue.submit(quick(seed=2))
-        until = time.time() + 60
-        while doomed.status().get("stage") != "tune" and time.time() < until:
-            time.sleep(0.1)
-        psutil.Process(doomed.status()["pid"]).kill()
-        assert wait_for(doomed, ("lost",), 15) == "lost" and "SIGKILL" in doomed.status()["error"]
-        assert wait_for(after, ("done", "failed")) == "done"  # the queue goes on with a new process
-    finally:
-        end_workers(runs)
-
-
-def end_workers(root: Path) -> None:
-    """End every process that serves this folder: supervisors and what they have started."""
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if str(root) in words and {"paraknow.runs.supervisor", "paraknow.runs.worker"} & set(words):
-            processes.end(process)
