@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,8 +15,9 @@ import pytest
 from benchmarks.faults import small
 from paraknow import devices
 from paraknow.errors import InputError, ResourceError
-from paraknow.runs import processes, queue, store, supervisor
+from paraknow.runs import queue, store, supervisor
 from paraknow.runs.store import Run
+from tests.processes import end_serving, serving, until
 
 LONG = {"epochs": 10000, "max_length": 64}
 
@@ -27,17 +27,7 @@ def processes_end(runs, monkeypatch) -> Iterator[None]:
     """Every process that serves this folder is ended afterwards."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if str(runs) in words and {"paraknow.runs.supervisor", "paraknow.runs.worker"} & set(words):
-            processes.end(process)
-
-
-def until(true: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"still not after {seconds} s"
-        time.sleep(0.1)
+    end_serving(runs)
 
 
 def state(run: Run) -> str:
@@ -45,9 +35,7 @@ def state(run: Run) -> str:
 
 
 def supervisors(runs: Path) -> list[psutil.Process]:
-    """Those of this folder."""
-    found = [p for p in psutil.process_iter(["cmdline"]) if "paraknow.runs.supervisor" in (p.info["cmdline"] or [])]
-    return [p for p in found if str(runs) in p.info["cmdline"]]
+    return [p for p in serving(runs) if "paraknow.runs.supervisor" in p.cmdline()]
 
 
 @pytest.mark.timeout(900)
