@@ -5,11 +5,13 @@ Every count in the table is of things that went wrong; docs/results.md keeps wha
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,6 +26,7 @@ from paraknow import files
 from paraknow.config import RunConfig
 from paraknow.runs import store
 from paraknow.runs.store import Run
+from paraknow.screen import table
 
 ROOT = Path(__file__).parent.parent
 SMALL = {  # every stage, in a second or two
@@ -187,3 +190,26 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
     where = ", ".join(f"{stage} {n}" for stage, n in found["stages"].most_common())
     about = {name: len(found[name]) for name in ("unreadable", "stuck")}
     return {"kills": found["kills"], "in": where, "runs": found["runs"], **about, "unequal": found["unequal"]}
+
+
+def main() -> None:
+    from benchmarks import full_disk
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        table([line(kills(Path(folder), arguments.kills, arguments.seed))], "kill -9 at random moments, then resumed")
+    try:
+        *stages, whole, submitting = full_disk.rows()
+    except full_disk.NoDisk as reason:
+        print(f"A full disk was not tried: no small one can be made here ({reason}).")
+        return
+    shown = [{**row, **{name: len(row[name]) for name in ("unreadable", "half written")}} for row in stages]
+    table(shown, "a disk that is full when the stage begins, then resumed with space")
+    print(f"Equal to an unbroken run afterwards: {whole['equal']}. Submitting to a full disk: {submitting}.")
+
+
+if __name__ == "__main__":
+    main()
