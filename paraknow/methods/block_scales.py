@@ -124,6 +124,7 @@ def fit(align: Align, made: Start, of: str) -> Start:
             align.seed,
             student.tokenizer.pad_token_id or 0,
             align.progress,
+            savepoint=align.part_of("scales"),
         )
     found = scales.detach().cpu()
     factors = {
