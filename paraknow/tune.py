@@ -192,7 +192,7 @@ def fine_tune(
         done, seen = course.resume()
         if done:
             log.info("tuning goes on after step %d of %d", done, total)
-            progress(done, total)
+            progress(done, total, loss=watch.losses[-1])  # said once more: cancelling cut its first report short
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda s: min((s + 1) / warmup, max(0.0, (total - s) / max(1, total - warmup))),
