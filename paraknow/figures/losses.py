@@ -59,8 +59,9 @@ class Told:
         for event in events:
             label, separator, seed = str(event.get("message", "")).rpartition(", seed ")
             loss, step = event.get("loss"), event.get("step")
-            numbers = isinstance(loss, int | float) and isinstance(step, int) and abs(step) < 2**62
-            if event.get("stage") == self.stage and numbers and separator:
+            if event.get("stage") != self.stage or not separator:
+                continue
+            if isinstance(loss, int | float) and isinstance(step, int) and abs(step) < 2**62:
                 steps, values = self.held.setdefault((label, seed), (array("q"), array("d")))
                 steps.append(step)
                 values.append(float(loss))

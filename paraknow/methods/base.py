@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field
 
 from paraknow.config import Locate, Part, Tune
-from paraknow.progress import Progress, silent
+from paraknow.progress import Progress, part, silent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +64,10 @@ class Align:
     def part_of(self, name: str) -> Savepoint | None:
         """A savepoint for one of several tunings."""
         return self.savepoint.named(name) if self.savepoint else None
+
+    def share(self, number: int, of: int) -> Align:
+        """The same for one of several jobs that follow each other: its progress counts for a share of the whole."""
+        return self.other(progress=part(self.progress, number * 1000, of * 1000, scale=1000))
 
     def other(self, **changes: Any) -> Align:
         """The same with one ingredient changed, as controls need it."""

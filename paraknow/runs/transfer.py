@@ -153,14 +153,16 @@ def stage_tune(session: Session, progress: Progress) -> None:
     steps = tune.steps_of(len(encoded.items), config.tune)
     probe = torch.tensor(encoded.items[0].ids)
     plain = inject.probe_logits(student.model, probe)
+    whole = len(jobs) * (steps + 1)  # and one step for reloading what each model left
     for number, (candidate, seed) in enumerate(jobs):
         if session.adapter(candidate, seed).is_dir():
             _savepoint(session, "tune", candidate, seed, {}).remove()
             continue  # finished before the run was broken off
-        report = part(progress, number * steps, len(jobs) * steps, f"{candidate.label}, seed {seed}")
+        report = part(progress, number * steps, whole, f"{candidate.label}, seed {seed}")
         _finish(session, candidate, seed, encoded.items, plain, probe, report)
+        report(steps, steps)
     _budgets(session)
-    _reload_all(session, probe)
+    _reload_all(session, probe, part(progress, len(jobs) * steps, whole, "reload check", scale=len(jobs)))
 
 
 def _finish(
@@ -264,7 +266,7 @@ def _logits_file(session: Session, candidate: Candidate, seed: int) -> Path:
     return session.run.path("tune", candidate.label, f"{seed}.logits.safetensors")
 
 
-def _reload_all(session: Session, probe: torch.Tensor) -> None:
+def _reload_all(session: Session, probe: torch.Tensor, progress: Progress) -> None:
     """Every result that has weights, loaded afresh, must give the logits that it gave in memory."""
     expected = {
         session.adapter(c, s): load_file(file)["logits"]
@@ -272,6 +274,8 @@ def _reload_all(session: Session, probe: torch.Tensor) -> None:
         if (file := _logits_file(session, c, s)).is_file()
     }
     root = session.run.path("adapters")
-    differences = inject.reload_check(session.models["student"], probe, expected, root) if expected else {}
+    student = session.models["student"]
+    differences = inject.reload_check(student, probe, expected, root, progress) if expected else {}
     relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
     files.write_json(root / "reload.json", {"largest_difference": relative})
+    progress(1, 1)
