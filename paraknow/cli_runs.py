@@ -1,8 +1,9 @@
-"""`paraknow runs …`: list, show, compare, cancel, resume, delete and more. Thin, like the rest of the command line."""
+"""`paraknow runs …`: list, show, log, compare, cancel, resume, delete and more. Thin, like the rest of the command line."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,6 +121,34 @@ def _short(value: Any, most: int = 80) -> Any:
         return value
     line = " ".join(value.split())
     return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
+
+
+@app.command("log")
+def runs_log(
+    run_id: str,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of its end.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+) -> None:
+    """The end of a run's log (worker.log in its folder)."""
+    from paraknow.runs import store
+    from paraknow.runs.events import Lines, harmless
+
+    run = store.find(run_id)
+    log = Lines(run.path("worker.log"))
+    if not log.path.is_file() and not (follow and run.status().get("state") in ("queued", "running")):
+        raise InputError(f"run {run.id} has written no log.")
+    found = log.last(lines)
+    while True:
+        for line in found:
+            print(harmless(line), flush=True)
+        if not follow:
+            return
+        ended = run.status().get("state") not in ("queued", "running")  # asked before reading: nothing is missed
+        found = log.new()
+        if ended and not found:
+            return
+        if not found:
+            time.sleep(0.5)
 
 
 @app.command("rescore")

@@ -17,6 +17,7 @@ TORCH_FREE = (
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
     "paraknow.devices paraknow.runs.index paraknow.runs.processes paraknow.runs.supervisor "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
+    "paraknow.runs.events "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

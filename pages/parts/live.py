@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell
 from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
 from paraknow.runs import queue, store
+from paraknow.runs.events import EventsReader, Lines, harmless
 from paraknow.runs.store import Run
 
 STAGES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 ACTIVE = ("queued", "running")
+LOG_LINES = 100
 RESTART = 15.0  # seconds between two attempts to start a worker: a new one needs a moment to take its lock
 
 
@@ -62,9 +65,23 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         st.error(shell.escape(status["error"]))
 
 
-def loss_chart(run: Run) -> None:
-    """Losses so far, from events.jsonl."""
-    table = losses.from_events(run.events())
+def told_losses(run: Run) -> pd.DataFrame:
+    """Losses so far, from events.jsonl: a redraw reads only what has come since the last one."""
+    held = st.session_state.get("t.told")
+    if held is None or held[0] != str(run.folder):
+        held = (str(run.folder), EventsReader(run.path("events.jsonl")), losses.Told())
+    folder, reader, told = held
+    events = reader.new()
+    if reader.again:
+        told = losses.Told()
+    told.add(events)
+    st.session_state["t.told"] = (folder, reader, told)
+    return told.table()
+
+
+def loss_chart(run: Run, active: bool) -> None:
+    """Losses so far; their numbers to take away once the run stands still."""
+    table = told_losses(run)
     if table.empty:
         st.caption("Losses appear here once fine-tuning has begun.")
         return
@@ -83,7 +100,21 @@ def loss_chart(run: Run) -> None:
         "model sees the same batches in the same order. A lower curve says the training set was fitted better, "
         "not that knowledge was transferred."
     )
-    shell.csv(table, f"{run.id}-losses", "losses")
+    if not active:  # a file made anew every second would be kept by the server every second
+        shell.csv(table, f"{run.id}-losses", "losses")
+
+
+def log_end(run: Run) -> None:
+    """The last lines of the run's log, as plain text."""
+    with st.expander("Log", icon=":material/terminal:"):
+        lines = Lines(run.path("worker.log")).last(LOG_LINES)
+        if not lines:
+            st.caption("This run has written no log yet.")
+            return
+        st.code("\n".join(map(harmless, lines)), language=None, wrap_lines=True, height=300)
+        st.caption(
+            f"At most the last {LOG_LINES} lines; `paraknow runs log {run.id} --follow` shows them in a terminal."
+        )
 
 
 def buttons(run: Run, state: str) -> None:
@@ -126,7 +157,8 @@ def panel(run: Run | None) -> None:
             status = run.status()
             progress(run, status)
             buttons(run, str(status.get("state")))
-            loss_chart(run)
+            loss_chart(run, status.get("state") in ACTIVE)
+            log_end(run)
         queue_list(now)
         if active and not now:
             st.rerun()  # all is done: the page around this part changes, and asking stops

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from paraknow import config, resources
+from paraknow import config, resources, savepoint
 from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.runs import queue, store, worker
 from tests.test_bad_input import QUICK
@@ -81,6 +81,14 @@ def test_cancel_and_resume(runs):
     assert run.status()["state"] == "done"
     unbroken, resumed = (json.loads(r.path("evaluate/deltas.json").read_text())["rows"] for r in (whole, run))
     assert unbroken == resumed
+    assert not list(run.folder.rglob(f"*{savepoint.ENDING}"))
+    if stage == "tune":
+        losses = [[(e["message"], e["step"], e["loss"]) for e in r.events() if "loss" in e] for r in (whole, run)]
+        assert losses[0] == losses[1]  # not a step was made twice
+        for file in whole.path("adapters").rglob("*.*"):
+            if file.name != "reload.json":
+                assert file.read_bytes() == run.path(str(file.relative_to(whole.folder))).read_bytes()
+        pd.testing.assert_frame_equal(*(pd.read_parquet(r.path("tune/budgets.parquet")) for r in (whole, run)))
 
 
 def test_until_stops_early_and_goes_on_later(runs):
