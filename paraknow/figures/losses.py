@@ -43,8 +43,9 @@ def from_events(events: list[dict], stage: str = "tune") -> pd.DataFrame:
     lines = []
     for event in events:
         label, separator, seed = str(event.get("message", "")).rpartition(", seed ")
-        if event.get("stage") == stage and isinstance(event.get("loss"), int | float) and separator:
-            lines.append({"label": label, "seed": seed, "position": event.get("step", 0), "loss": float(event["loss"])})
+        loss, step = event.get("loss"), event.get("step", 0)
+        if event.get("stage") == stage and isinstance(loss, float) and isinstance(step, int) and separator:
+            lines.append({"label": label, "seed": seed, "position": step, "loss": loss})
     table = pd.DataFrame(lines, columns=["label", "seed", "position", "loss"])
     # A resumed run tunes an unfinished model again from its first step: the later value counts.
     table = table.drop_duplicates(["label", "seed", "position"], keep="last").sort_values("position", kind="stable")

@@ -29,7 +29,8 @@ def submit(config: RunConfig, root: Path | None = None) -> Run:
 
 
 def resume(run: Run, root: Path | None = None) -> Checked:
-    """Queue a failed, cancelled or lost run again; finished stages are kept."""
+    """Queue a failed, cancelled or lost run again; finished stages are kept. Raises InputError for a read-only one."""
+    run.refuse_read_only()
     checked = check(run.config())
     run.path("cancel").unlink(missing_ok=True)
     run.update(state="queued", error=None)
@@ -40,7 +41,7 @@ def resume(run: Run, root: Path | None = None) -> Checked:
 def next_queued(root: Path) -> Run | None:
     """The oldest queued run."""
     for run in reversed(store.all_runs(root)):
-        if not run.recorded and run.status().get("state") == "queued":
+        if not run.read_only and run.status().get("state") == "queued":
             return run
     return None
 

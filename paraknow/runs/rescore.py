@@ -13,9 +13,10 @@ from paraknow.runs.store import Run
 def rescore(run: Run) -> int:
     """Write evaluate/deltas.json anew; models keep the controls they were held against. Returns how many rows it has.
 
-    Raises InputError where the run has no measured items or no deltas.
+    Raises InputError where the run is read-only, or has no measured items or no deltas.
     """
     items, kept = (run.path("evaluate", name) for name in ("items.parquet", "deltas.json"))
+    run.refuse_read_only()
     if not (items.is_file() and kept.is_file()):
         raise InputError(f"run {run.id} has no measured items.")
     before = files.read_json(kept)["rows"]

@@ -20,17 +20,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from paraknow import config as configs
-from paraknow import files, resources
+from paraknow import files, resources, yamls
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
+from paraknow.runs import artifacts
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "lost")
+IMPORTED = "imported.json"  # marks a run that came in a bundle
 RESERVE = 64 * 1024  # bytes kept aside so that "disk full" can still be written down
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+ID = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}"
 
 
 def runs_folder() -> Path:
@@ -48,7 +49,7 @@ class Run:
 
     def __init__(self, folder: Path, recorded: bool = False):
         self.folder = folder
-        self.recorded = recorded  # shipped with the package: read-only
+        self.recorded = recorded  # shipped with the package
 
     @property
     def id(self) -> str:
@@ -56,6 +57,22 @@ class Run:
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came in a bundle."""
+        return self.path(IMPORTED).is_file()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is shown as it came: nothing goes on with it, changes it or takes its results for its own."""
+        return self.recorded or self.imported
+
+    def refuse_read_only(self) -> None:
+        """Raises InputError for a run that stays as it came."""
+        if self.read_only:
+            came = "recorded with the package" if self.recorded else "imported, and its models may not be here"
+            raise InputError(f"run {self.id} is read-only: it was {came}; start one of your own from its config.")
 
     # -- config ---------------------------------------------------------------------------------
 
@@ -69,9 +86,11 @@ class Run:
         """What status.json says, with `lost` in place of `running` where the lock is free."""
         try:
             status = files.read_json(self.path("status.json"))
+            if bad := artifacts.unsound(artifacts.Status, status):
+                raise ValueError(bad)
         except (OSError, ValueError) as error:
             return {"state": "failed", "error": f"status.json cannot be read ({error}).", "stages": [], "created": 0.0}
-        if status.get("state") == "running" and not self.recorded and not self.locked():
+        if status.get("state") == "running" and not self.read_only and not self.locked():
             status["state"] = "lost"
         return status
 
@@ -154,7 +173,7 @@ def find(run_id: str, root: Path | None = None) -> Run:
     """A run by id (or an unambiguous beginning of it), recorded ones included. Raises InputError."""
     runs = all_runs(root)
     exact = [r for r in runs if r.id == run_id]
-    near = exact or [r for r in runs if _ID.fullmatch(run_id) and r.id.startswith(run_id)]
+    near = exact or [r for r in runs if re.fullmatch(ID, run_id) and r.id.startswith(run_id)]
     if len(near) != 1:
         reason = "no run" if not near else f"{len(near)} runs"
         raise InputError(f"{reason} named {run_id!r} in {root or runs_folder()}; see `paraknow runs list`.")
@@ -205,21 +224,29 @@ def summary(run: Run) -> dict[str, Any]:
     """One line about a run for lists; what cannot be read is None."""
     status = run.status()
     try:
-        values = yaml.safe_load(run.path("config.yaml").read_text(encoding="utf-8"))
-        pair, method, task = values["pair"], values["method"]["name"], values["task"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        pair, method, task, values = {}, None, None, {}
+        values = yamls.read(run.path("config.yaml"))
+    except InputError:
+        values = None
+    tasks = values.get("task") if isinstance(values, dict) else None
     return {
         "id": run.id,
-        "name": values.get("name") or None,
+        "name": _said(values, "name") or None,
         "state": status.get("state"),
         "stage": status.get("stage"),
-        "method": method,
-        "teacher": pair.get("teacher"),
-        "student": pair.get("student"),
-        "task": ", ".join(task) if task else None,
+        "method": _said(values, "method", "name"),
+        "teacher": _said(values, "pair", "teacher"),
+        "student": _said(values, "pair", "student"),
+        "task": ", ".join(map(str, tasks)) if isinstance(tasks, list) else None,
         "created": status.get("created"),
         "finished": status.get("finished"),
         "error": status.get("error"),
         "recorded": run.recorded,
+        "imported": run.imported,
     }
+
+
+def _said(values: Any, *keys: str) -> str | None:
+    """Text among nested settings; None where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, str) else None
