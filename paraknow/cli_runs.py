@@ -125,19 +125,16 @@ def runs_items(
     as_json: Json = False,
 ) -> None:
     """Item by item: what was asked, what two models answered, what was gained and lost."""
-    import pandas as pd
-
     from paraknow import files
     from paraknow.evaluate import items
-    from paraknow.runs import store
+    from paraknow.runs import artifacts, store
 
     run = store.find(run_id)
-    file = run.path("evaluate", "items.parquet")
-    if not file.is_file():
+    if not run.path("evaluate", "items.parquet").is_file():
         raise InputError(f"run {run.id} has no measured items.")
     if out and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {out}: the name must end in .parquet or .csv.")
-    whole = pd.read_parquet(file)
+    whole = artifacts.table(run.folder, "evaluate/items.parquet")
     chosen = model or run.config().method.title
     found = items.select(items.lines(whole, chosen, against), search, show or (), task or (), group or ())
     if out and out.suffix == ".csv":

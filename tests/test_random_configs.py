@@ -47,7 +47,9 @@ scalars = st.one_of(
     st.floats(),
     st.text(max_size=20),
     st.text(st.characters(categories=["Cs", "Cc", "Lu"]), max_size=5),
-    st.sampled_from(["seeking", "zero", "oracle", "demo:people", "demo:nobody", "cuda", "auto", "/etc/passwd", "x" * 9999]),
+    st.sampled_from(
+        ["seeking", "zero", "oracle", "demo:people", "demo:nobody", "cuda", "auto", "/etc/passwd", "x" * 9999]
+    ),
     st.sampled_from([b"bytes", 1j, ..., {1, 2}, (), 3.0, "3", "true"]),
 )
 keys = st.one_of(st.sampled_from(FIELDS), st.text(max_size=8), st.integers(), st.none(), st.booleans())
@@ -114,7 +116,9 @@ def random_values(values: Any) -> None:
 LINES = st.one_of(
     st.sampled_from([f"{name}:" for name in FIELDS]),
     st.sampled_from(["a: &a [x, x]", "b: &b [*a, *a]", "- *a", "<<: *a", "? [1]", "--- ", "!!python/name:os.system x"]),
-    st.sampled_from(["pair: {teacher: a, student: b}", "task: t", "method: {name: seeking", "seed: .nan", "x: 0x" + "f" * 99]),
+    st.sampled_from(
+        ["pair: {teacher: a, student: b}", "task: t", "method: {name: seeking", "seed: .nan", "x: 0x" + "f" * 99]
+    ),
     st.text(st.sampled_from(" -:?[]{},&*!|>'\"%@`#abc01.\n\t"), max_size=20),
 )
 

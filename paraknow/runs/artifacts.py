@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,7 +170,11 @@ class Map(_Facts):
     pooling: str
 
 
-JSON = {"status.json": Status, "environment.json": Environment, "evaluate/deltas.json": Deltas}
+JSON: dict[str, type[BaseModel]] = {
+    "status.json": Status,
+    "environment.json": Environment,
+    "evaluate/deltas.json": Deltas,
+}
 
 
 def kind_of(name: str) -> str | None:
@@ -203,6 +207,31 @@ def check(path: Path, name: str) -> None:
             raise ValueError("no file of a run is called so")
     except (InputError, OSError, RecursionError) as error:  # pyarrow's errors are OSError and ValueError
         raise ValueError(str(error).rstrip(".")) from None
+
+
+def table(folder: Path, name: str, columns: Sequence[str] | None = None) -> Any:
+    """A parquet table of a run folder as a frame. Raises InputError where it is missing or damaged."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(folder / name, columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise InputError(f"run {folder.name} has no {name}.") from None
+    except (OSError, ValueError) as error:  # pyarrow's errors are OSError and ValueError
+        raise InputError(f"{name} of run {folder.name} is damaged ({type(error).__name__}).") from None
+
+
+def json_file(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run folder, its fields checked. Raises InputError where it is missing or damaged."""
+    try:
+        values = files.read_json(folder / name)
+    except FileNotFoundError:
+        raise InputError(f"run {folder.name} has no {name}.") from None
+    except (OSError, ValueError):
+        raise InputError(f"{name} of run {folder.name} is damaged: it is no JSON object.") from None
+    if bad := unsound(JSON.get(name, _Facts), values):
+        raise InputError(f"{name} of run {folder.name} is damaged ({bad}).")
+    return values
 
 
 def unsound(kind: type[BaseModel], values: Any) -> str | None:

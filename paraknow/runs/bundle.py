@@ -59,7 +59,9 @@ def export(run: Run, path: Path, adapters: bool = False, replace: bool = False) 
     if path.suffix.lower() != ".zip":
         raise InputError(f"{path}: a bundle's name ends in .zip.")
     if path.exists() and not (replace and path.is_file()):
-        raise InputError(f"{path} exists already; name a new file{'' if path.is_dir() else ' or replace it (--force)'}.")
+        raise InputError(
+            f"{path} exists already; name a new file{'' if path.is_dir() else ' or replace it (--force)'}."
+        )
     with files.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         listed = []
         for name, source in _contents(run, adapters):
@@ -80,6 +82,11 @@ def export(run: Run, path: Path, adapters: bool = False, replace: bool = False) 
             files.write_json(Path(folder, LIST), {**about, "files": [file.model_dump() for file in listed]})
             archive.write(Path(folder, LIST), LIST)
     return path
+
+
+def files_of(run: Run, adapters: bool = False) -> list[Path]:
+    """The run's own files that its bundle holds. Raises InputError where one is a link."""
+    return [run.path(*name.split("/")) for name in _names(run, adapters)]
 
 
 def exported_content(run: Run, adapters: bool) -> str:
@@ -292,7 +299,9 @@ def _unpack(archive: zips.Archive, names: Sequence[str], about: List, folder: Pa
         listed.append(File(path=name, size=target.stat().st_size, sha256=digest))
     state = files.read_json(folder / "status.json")["state"]
     if about.schema_version == SCHEMA_VERSION and state not in ENDED:
-        raise InputError(f"{archive.where}: status.json is refused: a bundle's run has ended, and this one is {state!r}.")
+        raise InputError(
+            f"{archive.where}: status.json is refused: a bundle's run has ended, and this one is {state!r}."
+        )
     return listed
 
 

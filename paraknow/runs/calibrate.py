@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from paraknow import config as configs
 from paraknow.config import RunConfig
 from paraknow.demo.rungs import RUNGS
 from paraknow.errors import InputError
-from paraknow.runs import store
+from paraknow.runs import artifacts, store
 from paraknow.runs.reuse import unchanged
 from paraknow.runs.store import Run
 
@@ -156,8 +157,8 @@ def _possible(values: dict[str, Any], pair: dict[str, str]) -> bool:
 def existing(config: RunConfig) -> Run | None:
     """The newest run of exactly this config on models and data that have not changed since, whatever its state.
 
-    Never a read-only one: an imported run has no adapters and blocks to go on with, and its numbers are those of another
-    machine's device and versions.
+    Never a read-only one: an imported run has no adapters and blocks to go on with, and its numbers are those of
+    another machine's device and versions.
     """
     for run in store.all_runs():
         if run.read_only or _config_of(run.path("config.yaml").resolve()) != config:
@@ -166,8 +167,9 @@ def existing(config: RunConfig) -> Run | None:
         if not facts.is_file():
             return run
         pair = (checkpoints.find(spec) for spec in (config.pair.teacher, config.pair.student))
-        if unchanged(files.read_json(facts), config, *pair):
-            return run
+        with suppress(InputError):  # damaged: nobody knows what it was run on
+            if unchanged(artifacts.json_file(run.folder, facts.name), config, *pair):
+                return run
     return None
 
 
@@ -208,7 +210,7 @@ def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
     likeness: dict[tuple[str, str], dict[str, float]] = {}
     for job, run in zip(jobs, runs, strict=True):
         likeness.setdefault((job.world, job.rung), {}).update(_likeness(run, job.config))
-        rows = files.read_json(run.path("evaluate", "deltas.json"))["rows"]
+        rows = artifacts.json_file(run.folder, "evaluate/deltas.json")["rows"]
         known = {r["model"]: r["accuracy"] for r in rows if r["group"] == "known"}
         for row in rows:
             key = (job.world, job.rung, row["model"])

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from paraknow import files
 from paraknow.config import RunConfig
+from paraknow.errors import InputError
 from paraknow.evaluate import statistics
 from paraknow.runs import artifacts
 from paraknow.runs.store import Run
 
+ITEMS = "evaluate/items.parquet"
 KEYS = ["task", "group", "doc_id", "doc_hash"]
 
 
@@ -103,10 +103,9 @@ def across(first: Run, second: Run) -> Across:
 
 def _environment(run: Run) -> dict[str, Any] | None:
     try:
-        values = files.read_json(run.path("environment.json"))
-    except (OSError, ValueError):
+        return artifacts.json_file(run.folder, "environment.json")
+    except InputError:
         return None
-    return None if artifacts.unsound(artifacts.Environment, values) else values
 
 
 def _same_data(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
@@ -144,28 +143,29 @@ def _in_doubt(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
             said.append(f"Whether the {model}s are the same is not known: a run lacks its hash.")
     if a and b and any(a.get(k) != b.get(k) for k in ("versions", "device", "device_type")):
         said.append(
-            "Versions or devices differ, which can flip single items by itself: the rows of the teacher and the student "
-            "show how many."
+            "Versions or devices differ, which can flip single items by itself: the rows of the teacher and the "
+            "student show how many."
         )
     return said
 
 
 def _pair(first: Run, second: Run, names: Mapping[str, str], found: Across) -> None:
     """Fill the rows of what both runs measured, or say why there are none."""
-    tables = [_items(run) for run in (first, second)]
-    for run, table in zip((first, second), tables, strict=True):
-        if table is None:
-            found.notes.append(f"{run.id} has no measured items, so nothing is compared item by item.")
-    left, right = tables
-    if left is None or right is None:
+    try:
+        tables = [artifacts.table(run.folder, ITEMS, [*KEYS, "model", "seed", "correct"]) for run in (first, second)]
+    except InputError as error:
+        found.notes.append(f"Nothing is compared item by item: {error}")
         return
+    left, right = tables
     back = {other: name for name, other in names.items()}
     right = right.assign(task=right.task.map(lambda name: back.get(name, name)))
     items = [table[KEYS].drop_duplicates() for table in (left, right)]
     common = items[0].merge(items[1], on=KEYS)
     sizes = [len(table) for table in items]
     if not len(common):
-        found.notes.append("The runs were not measured on the same items (their hashes differ), so nothing is compared.")
+        found.notes.append(
+            "The runs were not measured on the same items (their hashes differ), so nothing is compared."
+        )
         return
     if any(size != len(common) for size in sizes):
         found.notes.append(
@@ -176,14 +176,6 @@ def _pair(first: Run, second: Run, names: Mapping[str, str], found: Across) -> N
         mine, other = left[left.model == model], right[right.model == model]
         if len(other):
             found.rows += _differences(str(model), mine, other, found.notes)
-
-
-def _items(run: Run) -> pd.DataFrame | None:
-    path: Path = run.path("evaluate", "items.parquet")
-    try:
-        return pd.read_parquet(path, columns=[*KEYS, "model", "seed", "correct"])
-    except (OSError, ValueError):  # pyarrow's errors are ValueError and OSError
-        return None
 
 
 def _differences(model: str, first: pd.DataFrame, second: pd.DataFrame, notes: list[str]) -> list[dict[str, Any]]:
@@ -201,8 +193,7 @@ def _differences(model: str, first: pd.DataFrame, second: pd.DataFrame, notes: l
     for (task, group), part in both.groupby(level=["task", "group"], sort=False):
         values = part.to_numpy().astype(bool).T  # (2 · seeds, items)
         mine, other = values[: len(seeds)], values[len(seeds) :]
-        shapes = [side[0] if len(seeds) == 1 else side for side in (other, mine)]
-        held = statistics.compare(*shapes)
+        held = statistics.compare(*((other[0], mine[0]) if len(seeds) == 1 else (other, mine)))
         rows.append(
             {
                 "model": model,

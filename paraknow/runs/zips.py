@@ -1,4 +1,4 @@
-"""Zip files from elsewhere: everything that can be wrong with one is found before or while it is unpacked (no torch)."""
+"""Zip files from elsewhere: what can be wrong with one is found before or while it is unpacked (no torch)."""
 
 from __future__ import annotations
 
