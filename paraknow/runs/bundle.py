@@ -32,6 +32,7 @@ from paraknow.runs.upgrades import PASSED_OVER, UPGRADES
 SCHEMA_VERSION = 1
 LIST = "bundle.json"
 MAX_LIST = 4 * 2**20  # bytes of bundle.json
+NOT_TOLD = ("pid", "schema_version")  # of a JSON file; its schema is written anew
 ENDED = ("done", "failed", "cancelled", "lost")
 STORED = 16 * 2**20  # tensors above this are not deflated: weights hardly shrink
 
@@ -65,10 +66,6 @@ def export(run: Run, path: Path, adapters: bool = False, replace: bool = False) 
     with files.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         listed = []
         for name, source in _contents(run, adapters):
-            try:
-                artifacts.check(source, name)  # so that whatever is exported can be imported
-            except ValueError as error:
-                raise InputError(f"run {run.id}: {name} is damaged ({error}).") from None
             info = zipfile.ZipInfo(name)  # no time: the same run gives the same bytes
             info.external_attr = 0o100644 << 16
             stored = name.endswith(".safetensors") and source.stat().st_size > STORED
@@ -111,37 +108,44 @@ def _copy(source: BinaryIO, target: Any) -> tuple[int, str]:
 
 def _contents(run: Run, adapters: bool) -> Iterator[tuple[str, Path]]:
     """Every file of a run's bundle: its name there, and where its bytes lie while it is being read."""
-    config = run.config()
-    status = run.status()
-    if status.get("state") not in ENDED or (not run.read_only and run.locked()):
-        raise InputError(f"run {run.id} is {status.get('state')}; a bundle is made of one that has ended.")
-    values = config.model_dump(mode="json")
+    state, values = run.status().get("state"), run.config().model_dump(mode="json")
+    if state not in ENDED or (not run.read_only and run.locked()):
+        raise InputError(f"run {run.id} is {state}; a bundle is made of one that has ended.")
     short = private.names({k: v for k, v in values.items() if k != "name"})
     with tempfile.TemporaryDirectory(prefix="paraknow-bundle-") as folder:
         staged = Path(folder, "file")
         for name in _names(run, adapters):
             source = run.path(*name.split("/"))
-            if name == "config.yaml":
-                staged.write_text(configs.dump(configs.parse(private.renamed(values, short))), encoding="utf-8")
-                source = staged
-            elif name == "status.json":
-                kept = {k: v for k, v in status.items() if k not in ("pid", "schema_version")}
-                files.write_json(staged, private.renamed(kept, short))
-                source = staged
-            elif name == "events.jsonl":
-                _write_events(run, staged, short)
-                source = staged
-            elif artifacts.kind_of(name) == "json" and not artifacts.is_adapter(name):
-                files.write_json(staged, private.renamed(files.read_json(source), short))
-                source = staged
-            elif name.endswith(".json") and "tokenizer.json" not in name:
-                shutil.copyfile(source, staged)
-                _shorten_base(staged, short)
-                source = staged
-            elif artifacts.kind_of(name) == "table" and short and private.write_table(source, staged, short):
-                source = staged
-            yield name, source
+            try:  # whatever is exported can be imported
+                if name != "events.jsonl":  # whose last line may be torn
+                    artifacts.check(source, name)
+                rewritten = _rewritten(run, name, staged, values, short)
+                if rewritten:
+                    artifacts.check(staged, name)
+            except ValueError as error:
+                raise InputError(f"run {run.id}: {name} is damaged ({error}).") from None
+            yield name, staged if rewritten else source
             staged.unlink(missing_ok=True)
+
+
+def _rewritten(run: Run, name: str, target: Path, config: dict[str, Any], short: dict[str, str]) -> bool:
+    """Write a file as others are to get it; False, and nothing written, where they get it as it is."""
+    source, kind = run.path(*name.split("/")), artifacts.kind_of(name)
+    if kind == "table":
+        return bool(short) and private.write_table(source, target, short)
+    if kind in ("tensors", "text") or name.endswith("tokenizer.json"):
+        return False
+    if kind == "config":
+        target.write_text(configs.dump(configs.parse(private.renamed(config, short))), encoding="utf-8")
+    elif kind == "events":
+        lines = [json.dumps(private.renamed(event, short)) + "\n" for event in run.events()]
+        target.write_text("".join(lines), encoding="utf-8")
+    elif artifacts.is_adapter(name):
+        _shorten_base(source, target, short)
+    else:
+        values = run.status() if name == "status.json" else files.read_json(source)
+        files.write_json(target, private.renamed({k: v for k, v in values.items() if k not in NOT_TOLD}, short))
+    return True
 
 
 def _names(run: Run, adapters: bool) -> list[str]:
@@ -160,19 +164,13 @@ def _names(run: Run, adapters: bool) -> list[str]:
     return sorted(found)
 
 
-def _write_events(run: Run, target: Path, short: dict[str, str]) -> None:
-    with target.open("w", encoding="utf-8") as stream:
-        for event in run.events():
-            stream.write(json.dumps(private.renamed(event, short)) + "\n")
-
-
-def _shorten_base(path: Path, short: dict[str, str]) -> None:
+def _shorten_base(source: Path, target: Path, short: dict[str, str]) -> None:
     """Put short what an adapter or checkpoint says it was made from; all else in its files is left alone."""
-    values = files.read_json(path)
+    values = files.read_json(source)
     for key in ("base_model_name_or_path", "_name_or_path", "name_or_path"):
         if isinstance(values.get(key), str):
             values[key] = private.renamed(values[key], {**private.names([values[key]]), **short})
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 # -- reading ----------------------------------------------------------------------------------------

@@ -157,9 +157,8 @@ class Run:
 def create(config: RunConfig, root: Path | None = None, state: str = "queued") -> Run:
     """A new run folder, made whole before it gets its name."""
     root = root or runs_folder()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {config.task[0].rpartition(':')[2]}".lower()).strip("-")[
-        :40
-    ]
+    last = re.split(r"[\\/:]", config.task[0].rstrip("\\/:"))[-1]  # ids travel with bundles: no places in them
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {last}".lower()).strip("-")[:40]
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(2)}"
     with files.replacing_folder(root / name) as folder:
         (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
