@@ -205,8 +205,8 @@ def check(path: Path, name: str) -> None:
             _check_text(path)
         else:
             raise ValueError("no file of a run is called so")
-    except (InputError, OSError, RecursionError) as error:  # pyarrow's errors are OSError and ValueError
-        raise ValueError(str(error).rstrip(".")) from None
+    except (InputError, OSError, ValueError, RecursionError) as error:  # pyarrow's errors are OSError and ValueError
+        raise ValueError(" ".join(str(error).split()).rstrip(" .")[:500]) from None
 
 
 def table(folder: Path, name: str, columns: Sequence[str] | None = None) -> Any:
