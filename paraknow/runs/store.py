@@ -119,7 +119,7 @@ class Run:
         result = []
         with suppress(OSError), self.path("events.jsonl").open(encoding="utf-8", errors="replace") as stream:
             for line in stream:
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     event = json.loads(line)
                     if isinstance(event, dict):
                         result.append(event)
