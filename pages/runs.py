@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell
+from pages.parts import artifacts, bundles, shell
 from paraknow import config as configs
 from paraknow.errors import ParaKnowError
 from paraknow.runs import compare, queue, store
@@ -47,6 +47,7 @@ def listing() -> None:
         "created",
         "finished",
         "recorded",
+        "imported",
         "error",
     ]
     times = {
@@ -96,7 +97,7 @@ def one(run: Run) -> None:
     state = status.get("state")
     if a.button(
         "Cancel",
-        disabled=run.recorded or state not in ("queued", "running", "lost"),
+        disabled=run.read_only or state not in ("queued", "running", "lost"),
         icon=":material/cancel:",
         key="r.cancel",
     ):
@@ -104,7 +105,7 @@ def one(run: Run) -> None:
         st.rerun()
     if b.button(
         "Resume",
-        disabled=run.recorded or state not in ("failed", "cancelled", "lost"),
+        disabled=run.read_only or state not in ("failed", "cancelled", "lost"),
         icon=":material/replay:",
         key="r.resume",
     ):
@@ -126,12 +127,13 @@ def one(run: Run) -> None:
         )
     except ParaKnowError as error:
         st.info(shell.escape(str(error)))
+    bundles.download(run)
     folder = run.path("adapters")
     if any(folder.glob("*/*/adapter_config.json")):
         st.caption("Adapters: one folder per model and seed, each an ordinary PEFT LoRA for the plain student.")
         st.code(str(folder.resolve()), language=None)
     else:
-        st.caption("Adapters: none here." if run.recorded else "Adapters: none yet.")
+        st.caption("Adapters: none here." if run.read_only else "Adapters: none yet.")
 
 
 def two() -> None:
@@ -154,6 +156,16 @@ def two() -> None:
     else:
         st.caption("Only the settings that differ")
         st.dataframe(differing.map(lambda v: None if v is None else str(v)), hide_index=True, placeholder=shell.MISSING)
+    found = compare.across(first, second)
+    if found.environment:
+        st.caption("Versions, devices, models and data that differ")
+        st.dataframe(
+            [{k: None if v is None else str(v) for k, v in row.items()} for row in found.environment],
+            hide_index=True,
+            placeholder=shell.MISSING,
+        )
+    for sentence in found.notes:
+        st.warning(shell.escape(sentence))
     tables = [shell.read(artifacts.delta_rows, r) for r in (first, second)]
     if all(t is not None for t in tables):
         results = pd.DataFrame(compare.results(*tables))
@@ -169,9 +181,30 @@ def two() -> None:
         st.caption("Accuracy and difference to the student, with its 95 % interval")
         st.dataframe(results, hide_index=True, column_config=numbers, placeholder=shell.MISSING)
         shell.csv(results, f"{first.id}-against-{second.id}", "compare")
+    if found.rows:
+        item_by_item(pd.DataFrame(found.rows), first, second)
+
+
+def item_by_item(rows: pd.DataFrame, first: Run, second: Run) -> None:
+    """Same-named models of both runs on the same items."""
+    shown = rows.assign(interval=rows.delta_ci.map(lambda v: f"{v[0]:+.3f} to {v[1]:+.3f}"))
+    order = ["suite", "group", "model", "n", "accuracy_first", "accuracy_second", "delta", "interval", "gained", "lost"]
+    numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in ("accuracy_first", "accuracy_second", "delta")}
+    numbers["p_holm"] = st.column_config.NumberColumn("corrected p", format="%.2g")
+    st.caption("The second run against the first, item by item")
+    st.dataframe(
+        shown, hide_index=True, column_order=[*order, "p_holm"], column_config=numbers, placeholder=shell.MISSING
+    )
+    shell.how_to_read(
+        "Every row holds one model of both runs on the n items that both were asked: delta is how much more often the "
+        "second run's is right, with its 95 % interval; p is corrected over all rows. The rows of the teacher and the "
+        "student compare models that were not changed: what they differ by is the machines', not a method's."
+    )
+    shell.csv(rows, f"{first.id}-against-{second.id}-items", "paired")
 
 
 listing()
+bundles.upload()
 if run is not None:
     one(run)
 two()

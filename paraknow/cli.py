@@ -84,8 +84,7 @@ def run_command(
         if config or override or recipe or like or dry_run:
             raise InputError("--resume goes on with a run as it was set; leave every other setting out.")
         run = store.find(resume)
-        if run.recorded:
-            raise InputError(f"run {run.id} is recorded with the package; start one of your own from its config.")
+        run.refuse_read_only()
         if run.locked():
             raise InputError(f"run {run.id} is being worked on by another process.")
         check(run.config())
@@ -251,6 +250,7 @@ def export_command(
 
     quiet()
     run = store.find(run_id)
+    run.refuse_read_only()  # its student may be another model than the one of that name here
     config = run.config()
     label = model or config.method.title
     folder = run.path("adapters", label, str(config.run_seeds[0] if seed is None else seed))

@@ -1,4 +1,4 @@
-"""`paraknow runs …`: list, show, log, compare, cancel, resume, delete and more. Thin, like the rest of the command line."""
+"""`paraknow runs …`: list, show, compare, export, cancel, delete and more. Thin, like the rest of the command line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from paraknow.errors import InputError
-from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, table
+from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, note, table
 
-app = typer.Typer(help="List, show, compare, cancel, resume and delete runs.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare, export, import, cancel, resume and delete runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -54,17 +54,60 @@ def runs_show(run_id: str, as_json: Json = False) -> None:
 
 @app.command("compare")
 def runs_compare(first: str, second: str, as_json: Json = False) -> None:
-    """The settings in which two runs differ, and their deltas side by side."""
+    """What differs between two runs in settings and surroundings, their deltas, and both on the same items."""
     from paraknow.runs import compare, store
 
-    pair = [store.find(first), store.find(second)]
+    pair = store.find(first), store.find(second)
     settings = compare.differences(*(run.config() for run in pair))
     results = compare.results(*(deltas_of(run) for run in pair))
+    found = compare.across(*pair)
     if as_json:
-        emit({"runs": [run.id for run in pair], "settings": settings, "results": results})
+        around = {"environment": found.environment, "notes": found.notes, "paired": found.rows}
+        emit({"runs": [run.id for run in pair], "settings": settings, "results": results, **around})
         return
     table(settings, "Settings that differ")
+    table(found.environment, "Versions, devices, models and data that differ")
     table(results, "Deltas to the student")
+    for sentence in found.notes:
+        note(sentence)
+    names = ["suite", "group", "model", "n", "accuracy_first", "accuracy_second", "delta", "delta_ci", "p_holm"]
+    table([{k: row[k] for k in names} for row in found.rows], "The second run against the first, item by item")
+
+
+@app.command("export")
+def runs_export(
+    run_id: str,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle: a file whose name ends in .zip.")],
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="With the adapters and checkpoints that the run made.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """One run as one file, to look at on another machine; paths of this one are shortened in it."""
+    from paraknow.runs import bundle, store
+
+    run = store.find(run_id)
+    path = bundle.export(run, out, adapters, force)
+    size = path.stat().st_size
+    if as_json:
+        emit({"run": run.id, "file": str(path), "bytes": size})
+    else:
+        print(f"Run {run.id} is in {path} ({size / 2**20:.1f} MiB).")
+
+
+@app.command("import")
+def runs_import(file: Path, as_json: Json = False) -> None:
+    """A bundle as a read-only run, after everything in it has been checked."""
+    from paraknow.runs import bundle
+
+    run, known = bundle.import_(file)
+    if as_json:
+        emit({"run": run.id, "folder": str(run.folder), "known": known})
+    elif known:
+        print(f"This content is here already: run {run.id}.")
+    else:
+        print(f"Imported, read-only, as run {run.id}.")
 
 
 @app.command("items")
@@ -83,19 +126,16 @@ def runs_items(
     as_json: Json = False,
 ) -> None:
     """Item by item: what was asked, what two models answered, what was gained and lost."""
-    import pandas as pd
-
     from paraknow import files
     from paraknow.evaluate import items
-    from paraknow.runs import store
+    from paraknow.runs import artifacts, store
 
     run = store.find(run_id)
-    file = run.path("evaluate", "items.parquet")
-    if not file.is_file():
+    if not run.path("evaluate", "items.parquet").is_file():
         raise InputError(f"run {run.id} has no measured items.")
     if out and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {out}: the name must end in .parquet or .csv.")
-    whole = pd.read_parquet(file)
+    whole = artifacts.table(run.folder, "evaluate/items.parquet")
     chosen = model or run.config().method.title
     found = items.select(items.lines(whole, chosen, against), search, show or (), task or (), group or ())
     if out and out.suffix == ".csv":
@@ -157,8 +197,6 @@ def runs_rescore(run_id: str) -> None:
     from paraknow.runs import rescore, store
 
     run = store.find(run_id)
-    if run.recorded:
-        raise InputError(f"run {run.id} came with the package and stays as it is.")
     print(f"Run {run.id}: {rescore.rescore(run)} rows are written anew.")
 
 
@@ -170,7 +208,8 @@ def runs_cancel(run_id: str) -> None:
     from paraknow.runs import queue, store
 
     run = store.find(run_id)
-    if run.recorded or run.status().get("state") not in ("queued", "running", "lost"):
+    run.refuse_read_only()
+    if run.status().get("state") not in ("queued", "running", "lost"):
         raise InputError(f"run {run.id} is not queued or running.")
     run.cancel()
     until = time.monotonic() + queue.HARD + 5
@@ -187,7 +226,8 @@ def runs_resume(run_id: str) -> None:
     from paraknow.runs import queue, store
 
     run = store.find(run_id)
-    if run.recorded or run.status().get("state") not in ("failed", "cancelled", "lost"):
+    run.refuse_read_only()
+    if run.status().get("state") not in ("failed", "cancelled", "lost"):
         raise InputError(f"run {run.id} is not failed, cancelled or lost.")
     queue.resume(run)
     print(f"Run {run.id} is queued again.")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from paraknow import yamls
 from paraknow.errors import InputError
 
 ATTENTION = ("q", "k", "v", "o")
@@ -304,7 +305,7 @@ def parse(values: Any, where: str = "config") -> RunConfig:
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first validation error as one sentence: the field, what is wrong, what would be accepted."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(p) for p in first["loc"]) or "the config"
+    path = ".".join(_cut(str(p)) for p in first["loc"]) or "the config"
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -314,8 +315,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{path!r} is missing."
     message = re.sub(r"^Value error, ", "", first["msg"])
     given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    shown = f" (given: {_cut(given)!r})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{path!r}: {message[:1].lower()}{message[1:]}{shown}."
+
+
+def _cut(value: Any) -> Any:
+    """What was given, short enough for a sentence."""
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write out the largest
+        return "a very large number"
+    return f"{value[:100]}…" if isinstance(value, str) and len(value) > 100 else value
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -331,15 +339,9 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """A RunConfig from a YAML file, with `a.b=value` overrides (values are YAML).
 
-    Raises InputError: the file cannot be read, is not YAML, or a field is wrong.
+    Raises InputError: the file cannot be read, is not YAML (yamls.py), or a field is wrong.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from None
-    return parse(overridden(values, overrides), str(path))
+    return parse(overridden(yamls.read(path), overrides), str(path))
 
 
 def overridden(values: Any, overrides: list[str] | None) -> Any:
@@ -349,10 +351,7 @@ def overridden(values: Any, overrides: list[str] | None) -> Any:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"--set {override!r}: expected key=value, such as locate.seeds=16.")
-        try:
-            _assign(values, key.split("."), yaml.safe_load(text), override)
-        except yaml.YAMLError:
-            raise InputError(f"--set {override!r}: the value is not valid YAML.") from None
+        _assign(values, key.split("."), yamls.parse(text, f"--set {override!r}: the value"), override)
     return values
 
 

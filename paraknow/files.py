@@ -58,8 +58,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises OSError or ValueError (not JSON, not an object)."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object from a file. Raises OSError or ValueError (not JSON, not an object, nested without end)."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return values

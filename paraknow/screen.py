@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from paraknow import files
 from paraknow import progress as progresses
 from paraknow.evaluate import words
+from paraknow.runs import artifacts
 from paraknow.runs.store import Run
 
 
@@ -141,8 +141,8 @@ def emit(values: dict[str, Any]) -> None:
 
 def deltas_of(run: Run) -> list[dict[str, Any]]:
     """The rows of a run's evaluate/deltas.json; none where it has not been evaluated."""
-    path = run.path("evaluate", "deltas.json")
-    return files.read_json(path)["rows"] if path.is_file() else []
+    name = "evaluate/deltas.json"
+    return artifacts.json_file(run.folder, name)["rows"] if run.path(*name.split("/")).is_file() else []
 
 
 def table(rows: list[dict[str, Any]], title: str = "") -> None:
@@ -160,12 +160,9 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
 
 def budgets_of(run: Run) -> list[dict[str, Any]]:
     """What each model of a run was given (tune/budgets.parquet); none where that was not kept."""
-    path = run.path("tune", "budgets.parquet")
-    if not path.is_file():
+    if not run.path("tune", "budgets.parquet").is_file():
         return []
-    import pandas as pd
-
-    rows: Any = pd.read_parquet(path).to_dict("records")
+    rows: Any = artifacts.table(run.folder, "tune/budgets.parquet").to_dict("records")
     return [{**row, "more": list(row["more"])} for row in rows]
 
 

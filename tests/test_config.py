@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from paraknow import config, methods
 from paraknow.errors import InputError
@@ -105,20 +103,3 @@ def test_candidates_of_a_run():
 def test_wrong_methods_are_named(change, message):
     with pytest.raises(InputError, match=message):
         methods.candidates(config.parse({**MINIMAL, **change}))
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-    max_leaves=6,
-)
-keys = st.sampled_from([*config.RunConfig.model_fields, "x"])
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.dictionaries(keys, values, max_size=4))
-def test_any_values_give_a_config_or_one_sentence(changes):
-    try:
-        methods.candidates(config.parse({**MINIMAL, **changes}))
-    except InputError as error:
-        assert str(error) and "\n" not in str(error)

@@ -13,26 +13,9 @@ import pandas as pd
 import streamlit as st
 
 from paraknow import files
+from paraknow.runs import artifacts as kinds
 from paraknow.runs.store import Run
 
-COLUMNS = {
-    "locate/sensitivity.parquet": "task model seed layer module sum mean max share",
-    "locate/layers.parquet": "task model layer by score chosen student_layer",
-    "locate/blocks.parquet": "module teacher_layer student_layer row col rows cols share",
-    "locate/agreement.parquet": "about model task other what module layer value chance lo hi n",
-    "locate/attribution.parquet": "task model seed layer kind score summed",
-    "locate/neurons.parquet": "task model layer kind neuron score",
-    "locate/promoted.parquet": "task model layer kind neuron place score tokens logits",
-    "similarity/cka.parquet": "task module teacher_layer student_layer cka lo hi null null_lo null_hi null_position "
-    "untrained n examples",
-    "similarity/stitching.parquet": "teacher_layer student_layer r2 lo hi null n paired",
-    "similarity/weights.parquet": "module teacher_layer student_layer source rank norm_ratio cos cos_rest "
-    "cos_rest_expected left_overlap left_expected right_overlap right_expected interference interference_expected n",
-    "similarity/spectra.parquet": "model layer module index size effective_rank shape0 shape1",
-    "similarity/tasks.parquet": "module task other rank_correlation n",
-    "tune/budgets.parquet": "model seed examples steps trainable added teacher_flops student_flops more",
-    "evaluate/items.parquet": "task group doc_id model seed prompt target answer correct logprob",
-}
 MADE_BY = {
     "locate": "locate",
     "similarity": "similarity",
@@ -82,7 +65,7 @@ def table(run: Run, name: str) -> pd.DataFrame:
         found = _table(*fingerprint(run, name))
     except (OSError, ValueError, TypeError) as error:  # pyarrow's errors are ValueError and OSError
         raise NotThere(f"{name} of this run is damaged ({type(error).__name__}).") from None
-    lacking = [c for c in COLUMNS.get(name, "").split() if c not in found.columns]
+    lacking = [c for c in kinds.COLUMNS.get(name, "").split() if c not in found.columns]
     if lacking:
         raise NotThere(f"{name} of this run lacks the columns {', '.join(lacking)}.")
     return found
@@ -96,18 +79,17 @@ def _json(path: str, content: str) -> dict[str, Any]:
 def json_file(run: Run, name: str) -> dict[str, Any]:
     """A JSON artifact of the run. Raises NotThere."""
     try:
-        return _json(*fingerprint(run, name))
+        values = _json(*fingerprint(run, name))
     except (OSError, ValueError):
         raise NotThere(f"{name} of this run is damaged.") from None
+    if name in kinds.JSON and (bad := kinds.unsound(kinds.JSON[name], values)):
+        raise NotThere(f"{name} of this run is damaged ({bad}).")
+    return values
 
 
 def delta_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of evaluate/deltas.json. Raises NotThere."""
-    rows = json_file(run, "evaluate/deltas.json").get("rows")
-    if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and {"model", "suite", "group"} <= set(r) for r in rows
-    ):
-        raise NotThere("evaluate/deltas.json of this run is damaged.")
+    rows = json_file(run, "evaluate/deltas.json")["rows"]
     if not rows:
         raise NotThere("evaluate/deltas.json of this run holds no rows.")
     return rows

@@ -23,7 +23,7 @@ RESTART = 15.0  # seconds between two attempts to start a worker: a new one need
 
 def waiting() -> list[Run]:
     """Runs that are queued or under way, oldest first."""
-    return [r for r in reversed(store.all_runs()) if not r.recorded and r.status().get("state") in ACTIVE]
+    return [r for r in reversed(store.all_runs()) if not r.read_only and r.status().get("state") in ACTIVE]
 
 
 def see_to_worker(queued: bool) -> None:
@@ -119,7 +119,7 @@ def log_end(run: Run) -> None:
 
 def buttons(run: Run, state: str) -> None:
     """Cancel while it runs; resume after it stopped; the results once it is done."""
-    if run.recorded:
+    if run.read_only:
         return
     if state in ACTIVE and st.button("Cancel this run", icon=":material/cancel:", key="t.cancel"):
         run.cancel()

@@ -120,6 +120,8 @@ def pick_run() -> None:
             st.caption(f"{STATE_ICONS.get(facts['state'], '')} {facts['state']} · {when(facts['created'])}")
             if run.recorded:
                 st.caption("Recorded with the package: shown as it was, nothing is computed.")
+            elif run.imported:
+                st.caption(":material/lock: Imported: read-only. Nothing goes on with it or changes it.")
 
 
 def current_run() -> Run | None:
@@ -165,7 +167,7 @@ def heading(title: str, what: str, run: Run | None) -> None:
         parts = [facts["name"] or run.id, pair, facts["task"] or MISSING, facts["method"] or MISSING]
         st.caption(
             f"**Run** {' · '.join(escape(p) for p in parts)} · {STATE_ICONS.get(facts['state'], '')} {facts['state']}"
-            + (" · recorded" if run.recorded else "")
+            + (" · recorded" if run.recorded else " · imported: read-only" if run.imported else "")
         )
 
 

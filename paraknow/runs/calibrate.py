@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +20,12 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from paraknow import checkpoints, files, resources
+from paraknow import checkpoints, files, resources, yamls
 from paraknow import config as configs
 from paraknow.config import RunConfig
 from paraknow.demo.rungs import RUNGS
 from paraknow.errors import InputError
-from paraknow.runs import store
+from paraknow.runs import artifacts, store
 from paraknow.runs.reuse import unchanged
 from paraknow.runs.store import Run
 
@@ -70,18 +71,13 @@ def choice(text: str) -> dict[str, Any]:
     `label` among them.
     Raises InputError where a setting has no value.
     """
-    import yaml
-
     name, _, rest = text.partition(":")
     values: dict[str, Any] = {"name": name}
     for entry in filter(None, rest.split(",")):
         key, separator, value = entry.partition("=")
         if not separator:
             raise InputError(f"--method {text!r}: expected name:setting=value, such as transport:maps=ridge.")
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"--method {text!r}: the value of {key.strip()} is not valid YAML.") from None
+        values[key.strip()] = yamls.parse(value, f"--method {text!r}: the value of {key.strip()}")
     if rest and "label" not in values:
         said = [k if v is True else str(v).lower() for k, v in values.items() if k != "name"]
         values["label"] = re.sub(r"[^a-z0-9_.]+", "-", "-".join([name, *said]).lower()).strip("-._")[:40]
@@ -159,16 +155,21 @@ def _possible(values: dict[str, Any], pair: dict[str, str]) -> bool:
 
 
 def existing(config: RunConfig) -> Run | None:
-    """The newest run of exactly this config on models and data that have not changed since, whatever its state."""
+    """The newest run of exactly this config on models and data that have not changed since, whatever its state.
+
+    Never a read-only one: an imported run has no adapters and blocks to go on with, and its numbers are those of
+    another machine's device and versions.
+    """
     for run in store.all_runs():
-        if run.recorded or _config_of(run.path("config.yaml").resolve()) != config:
+        if run.read_only or _config_of(run.path("config.yaml").resolve()) != config:
             continue
         facts = run.path("environment.json")
         if not facts.is_file():
             return run
         pair = (checkpoints.find(spec) for spec in (config.pair.teacher, config.pair.student))
-        if unchanged(files.read_json(facts), config, *pair):
-            return run
+        with suppress(InputError):  # damaged: nobody knows what it was run on
+            if unchanged(artifacts.json_file(run.folder, facts.name), config, *pair):
+                return run
     return None
 
 
@@ -209,7 +210,7 @@ def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
     likeness: dict[tuple[str, str], dict[str, float]] = {}
     for job, run in zip(jobs, runs, strict=True):
         likeness.setdefault((job.world, job.rung), {}).update(_likeness(run, job.config))
-        rows = files.read_json(run.path("evaluate", "deltas.json"))["rows"]
+        rows = artifacts.json_file(run.folder, "evaluate/deltas.json")["rows"]
         known = {r["model"]: r["accuracy"] for r in rows if r["group"] == "known"}
         for row in rows:
             key = (job.world, job.rung, row["model"])

@@ -43,7 +43,8 @@ def submit(config: RunConfig, root: Path | None = None, priority: int = 0) -> Ru
 
 
 def resume(run: Run, root: Path | None = None) -> Checked:
-    """Queue a failed, cancelled or lost run again; finished stages are kept."""
+    """Queue a failed, cancelled or lost run again; finished stages are kept. Raises InputError for a read-only one."""
+    run.refuse_read_only()
     checked = check(run.config())
     with run.lock():  # a process that is about to end writes its last word first
         run.path("cancel").unlink(missing_ok=True)
@@ -54,7 +55,8 @@ def resume(run: Run, root: Path | None = None) -> Checked:
 
 def prioritise(run: Run, priority: int) -> None:
     """Higher goes first. Raises InputError for a run that does not wait."""
-    if run.recorded or run.status().get("state") != "queued":
+    run.refuse_read_only()
+    if run.status().get("state") != "queued":
         raise InputError(f"run {run.id} does not wait in the queue.")
     run.update(priority=priority)
 
@@ -66,7 +68,7 @@ def first(run: Run, root: Path | None = None) -> None:
 
 def waiting(root: Path | None = None) -> list[dict[str, Any]]:
     """What is under way, then what is queued, in the order it is taken: rows of `store.listing`."""
-    rows = [row for row in store.listing(root) if row["state"] in ("queued", "running")]
+    rows = [row for row in store.listing(root) if row["state"] in ("queued", "running") and not row["imported"]]
     return sorted(
         rows, key=lambda row: (row["state"] == "queued", -row["priority"], row["number"], row["created"] or 0)
     )

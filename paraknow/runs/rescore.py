@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from paraknow import files
 from paraknow.errors import InputError
 from paraknow.evaluate import deltas
+from paraknow.runs import artifacts
 from paraknow.runs.store import Run
 
 
 def rescore(run: Run) -> int:
     """Write evaluate/deltas.json anew; models keep the controls they were held against. Returns how many rows it has.
 
-    Raises InputError where the run has no measured items or no deltas.
+    Raises InputError where the run is read-only, or has no measured items or no deltas.
     """
-    items, kept = (run.path("evaluate", name) for name in ("items.parquet", "deltas.json"))
-    if not (items.is_file() and kept.is_file()):
+    run.refuse_read_only()
+    if not run.path("evaluate", "items.parquet").is_file():
         raise InputError(f"run {run.id} has no measured items.")
-    before = files.read_json(kept)["rows"]
-    controls = {row["model"]: [a["control"] for a in row["against"]] for row in before if row["claim"] is not None}
+    items = artifacts.table(run.folder, "evaluate/items.parquet")
+    before = artifacts.json_file(run.folder, "evaluate/deltas.json")["rows"]
+    judged = [row for row in before if row.get("claim") is not None]
+    controls = {row["model"]: [a["control"] for a in row.get("against", ())] for row in judged}
     config = run.config()
-    rows = deltas.rows(pd.read_parquet(items), controls, config.evaluate.resamples, config.seed)
-    files.write_json(kept, {"run": run.id, "rows": rows})
+    rows = deltas.rows(items, controls, config.evaluate.resamples, config.seed)
+    files.write_json(run.path("evaluate", "deltas.json"), {"run": run.id, "rows": rows})
     return len(rows)

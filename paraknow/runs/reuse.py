@@ -31,9 +31,9 @@ def data_hashes(config: RunConfig, plans: Sequence[Plan] | None = None) -> dict[
 
 def unchanged(facts: Mapping[str, Any], config: RunConfig, teacher: Checkpoint, student: Checkpoint) -> bool:
     """Whether models and data are what a run's environment.json (`facts`) says they were."""
-    hashes = {name: facts["models"][name]["sha256"] for name in ("teacher", "student")}
+    hashes = {name: facts.get("models", {}).get(name, {}).get("sha256") for name in ("teacher", "student")}
     now = {"teacher": weights_hash(teacher), "student": weights_hash(student)}
-    return hashes == now and facts["data"] == data_hashes(config)
+    return hashes == now and facts.get("data") == data_hashes(config)
 
 
 def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list[str]] | None:

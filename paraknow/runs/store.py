@@ -24,24 +24,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from paraknow import config as configs
-from paraknow import files, resources
+from paraknow import files, resources, yamls
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
-from paraknow.runs import index
+from paraknow.runs import artifacts, index
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "lost")
+IMPORTED = "imported.json"  # marks a run that came in a bundle
 RESERVE = 64 * 1024  # bytes kept aside so that "disk full" can still be written down
+OWN_PLACE = ("host", "pid", "born", "number", "priority", "device")  # of status.json: means nothing elsewhere
 BEAT = 5.0  # seconds between two heartbeats of a run that is worked on
 LOST_AFTER = 15.0  # seconds without one after which a run of another machine is lost, and one of ours does not answer
-_KINDS: dict[str, Any] = dict.fromkeys("stage message device host".split(), str) | {"error": str | None}
-_KINDS |= dict.fromkeys(
-    "step total eta created started heartbeat finished number priority pid born".split(), int | float
-)
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+ID = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}"
 
 
 def runs_folder() -> Path:
@@ -59,7 +56,7 @@ class Run:
 
     def __init__(self, folder: Path, recorded: bool = False):
         self.folder = folder
-        self.recorded = recorded  # shipped with the package: read-only
+        self.recorded = recorded  # shipped with the package
 
     @property
     def id(self) -> str:
@@ -67,6 +64,22 @@ class Run:
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came in a bundle."""
+        return self.path(IMPORTED).is_file()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is shown as it came: nothing goes on with it, changes it or takes its results for its own."""
+        return self.recorded or self.imported
+
+    def refuse_read_only(self) -> None:
+        """Raises InputError for a run that stays as it came."""
+        if self.read_only:
+            came = "recorded with the package" if self.recorded else "imported, and its models may not be here"
+            raise InputError(f"run {self.id} is read-only: it was {came}; start one of your own from its config.")
 
     # -- config ---------------------------------------------------------------------------------
 
@@ -80,7 +93,7 @@ class Run:
         """What status.json says, with `lost` in place of `running` where nobody works on the run, and `silent`
         (seconds since the last heartbeat) where somebody holds it but does not answer."""
         status = self._written()
-        if status["state"] == "running" and not self.recorded:
+        if status["state"] == "running" and not self.read_only:
             silent = time.time() - (status.get("heartbeat") or 0.0)
             here = status.get("host") in (None, socket.gethostname())
             if (here and not self.locked()) or (not here and silent > LOST_AFTER):
@@ -89,20 +102,22 @@ class Run:
                 status["silent"] = silent
         return status
 
+    def _read(self) -> dict[str, Any]:
+        """status.json as it lies there. Raises OSError or ValueError."""
+        status = files.read_json(self.path("status.json"))
+        if bad := artifacts.unsound(artifacts.Status, status):
+            raise ValueError(bad)
+        return status
+
     def _written(self) -> dict[str, Any]:
-        """status.json as it lies there, fields of a wrong kind left out."""
+        """status.json as it lies there; one that cannot be read is a failure."""
         try:
-            status = files.read_json(self.path("status.json"))
-            if status.get("state") not in STATES:
-                raise ValueError("it names no known state")
+            return self._read()
         except FileNotFoundError:
-            gone = "status.json is missing." if self.folder.is_dir() else "its folder is gone."
-            return {"state": "failed", "error": gone, "stages": []}
-        except (OSError, ValueError) as error:
-            return {"state": "failed", "error": f"status.json cannot be read ({error}).", "stages": []}
-        kept = {name: value for name, value in status.items() if isinstance(value, _KINDS.get(name, object))}
-        stages = kept.get("stages")
-        return {**kept, "stages": [s for s in stages if isinstance(s, str)] if isinstance(stages, list) else []}
+            error = "status.json is missing." if self.folder.is_dir() else "its folder is gone."
+        except (OSError, ValueError) as reason:
+            error = f"status.json cannot be read ({reason})."
+        return {"state": "failed", "error": error, "stages": []}
 
     def update(self, **values: Any) -> None:
         """Change fields of status.json in one step, whoever else does so at the same time.
@@ -111,8 +126,8 @@ class Run:
         """
         with self._writing():
             try:
-                before = files.read_json(self.path("status.json"))
-            except (OSError, ValueError):
+                before = self._read()
+            except (OSError, ValueError):  # damaged: what it did counts as not done
                 before = {"stages": [], "created": time.time()}
             status = {**before, **values, "heartbeat": time.time()}
             try:
@@ -126,8 +141,8 @@ class Run:
     def beat(self) -> None:
         """Note that somebody is still at work. A full disk is left to whoever has something to say."""
         with suppress(OSError, ValueError), self._writing():
-            status = files.read_json(self.path("status.json"))
-            if status.get("state") == "running":
+            status = self._read()
+            if status["state"] == "running":
                 files.write_json(self.path("status.json"), {**status, "heartbeat": time.time()})
 
     def _writing(self) -> FileLock:
@@ -148,7 +163,7 @@ class Run:
         result = []
         with suppress(OSError), self.path("events.jsonl").open(encoding="utf-8", errors="replace") as stream:
             for line in stream:
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     event = json.loads(line)
                     if isinstance(event, dict):
                         result.append(event)
@@ -198,14 +213,12 @@ def create(config: RunConfig, root: Path | None = None, state: str = "queued", p
     """A new run folder, made whole before it gets its name."""
     root = root or runs_folder()
     root.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {config.task[0].rpartition(':')[2]}".lower()).strip("-")[
-        :40
-    ]
+    last = re.split(r"[\\/:]", config.task[0].rstrip("\\/:"))[-1]  # ids travel with bundles: no places in them
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {last}".lower()).strip("-")[:40]
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(2)}"
-    with FileLock(root / ".queue.lock", timeout=60), files.replacing_folder(root / name) as folder:
+    with numbered(root) as number, files.replacing_folder(root / name) as folder:
         (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
         now = time.time()
-        number = 1 + max((row["number"] for row in listing(root)), default=0)
         place = {"number": number, "priority": priority, "device": config.device}
         status: dict[str, Any] = {"state": state, "stages": [], "created": now, "heartbeat": now, **place}
         files.write_json(folder / "status.json", status)
@@ -213,11 +226,18 @@ def create(config: RunConfig, root: Path | None = None, state: str = "queued", p
     return Run(root / name)
 
 
+@contextmanager
+def numbered(root: Path) -> Iterator[int]:
+    """The number of the run that the block puts into the folder; meanwhile nobody else puts one there."""
+    with FileLock(root / ".queue.lock", timeout=60):
+        yield 1 + max((row["number"] for row in listing(root)), default=0)
+
+
 def find(run_id: str, root: Path | None = None) -> Run:
     """A run by id (or an unambiguous beginning of it), recorded ones included. Raises InputError."""
     runs = all_runs(root)
     exact = [r for r in runs if r.id == run_id]
-    near = exact or [r for r in runs if _ID.fullmatch(run_id) and r.id.startswith(run_id)]
+    near = exact or [r for r in runs if re.fullmatch(ID, run_id) and r.id.startswith(run_id)]
     if len(near) != 1:
         reason = "no run" if not near else f"{len(near)} runs"
         raise InputError(f"{reason} named {run_id!r} in {root or runs_folder()}; see `paraknow runs list`.")
@@ -233,10 +253,10 @@ def all_runs(root: Path | None = None) -> list[Run]:
 def listing(root: Path | None = None) -> list[dict[str, Any]]:
     """`summary` of every run of one's own, newest first; only runs that have changed are read again."""
     root = root or runs_folder()
-    folders = [p.parent for p in root.glob("*/config.yaml") if _ID.fullmatch(p.parent.name)]
+    folders = [p.parent for p in root.glob("*/config.yaml") if re.fullmatch(ID, p.parent.name)]
     found = []
     for name, row in index.rows(root, folders, lambda folder: _summary(Run(folder))).items():
-        running = row["state"] == "running"  # whether it still is, nothing in its files tells
+        running = row["state"] == "running" and not row["imported"]  # whether it still is, nothing in its files tells
         found.append({**row, "state": Run(root / name).status().get("state")} if running else row)
     return sorted(found, key=lambda row: (row["number"], row["created"] or 0, row["id"]), reverse=True)
 
@@ -267,26 +287,32 @@ def _summary(run: Run) -> dict[str, Any]:
     """What the files alone say: a run is running where they say so."""
     status = run._written()
     try:
-        values = yaml.safe_load(run.path("config.yaml").read_text(encoding="utf-8"))
-        pair, method, task = values["pair"], values["method"]["name"], values["task"]
-        title, teacher, student = values.get("name") or None, pair.get("teacher"), pair.get("student")
-        tasks = ", ".join(map(str, task)) if task else None
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        title = method = teacher = student = tasks = None
+        values = yamls.read(run.path("config.yaml"))
+    except InputError:
+        values = None
+    tasks = values.get("task") if isinstance(values, dict) else None
     return {
         "id": run.id,
-        "name": title,
+        "name": _said(values, "name") or None,
         "state": status.get("state"),
         "stage": status.get("stage"),
-        "method": method,
-        "teacher": teacher,
-        "student": student,
-        "task": tasks,
+        "method": _said(values, "method", "name"),
+        "teacher": _said(values, "pair", "teacher"),
+        "student": _said(values, "pair", "student"),
+        "task": ", ".join(map(str, tasks)) if isinstance(tasks, list) else None,
         "created": status.get("created"),
         "finished": status.get("finished"),
         "error": status.get("error"),
         "recorded": run.recorded,
+        "imported": run.imported,
         "number": status.get("number", 0),
         "priority": status.get("priority", 0),
         "device": status.get("device", "auto"),
     }
+
+
+def _said(values: Any, *keys: str) -> str | None:
+    """Text among nested settings; None where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, str) else None

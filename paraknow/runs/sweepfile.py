@@ -20,6 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from paraknow import config as configs
+from paraknow import yamls
 from paraknow.config import Part, RunConfig
 from paraknow.errors import InputError
 from paraknow.runs.compare import flatten
@@ -79,7 +80,7 @@ def read(source: Path | str | dict[str, Any]) -> Plan:
     twice, or that reads other data than the rest.
     """
     path = None if isinstance(source, dict) else Path(source)
-    values = source if path is None else _yaml(path)
+    values = source if path is None else yamls.read(path)
     where = str(path or "sweep")
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a mapping with base and grid or list.")
@@ -99,15 +100,6 @@ def read(source: Path | str | dict[str, Any]) -> Plan:
     return Plan(name, base, points, path.resolve() if path else None)
 
 
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from None
-
-
 def _base(base: str | dict[str, Any], path: Path | None, where: str) -> dict[str, Any]:
     if isinstance(base, dict):
         return base
@@ -115,7 +107,7 @@ def _base(base: str | dict[str, Any], path: Path | None, where: str) -> dict[str
         from paraknow import recipes
 
         return recipes.find(base.removeprefix("recipe:")).config
-    values = _yaml((path.parent if path else Path()) / Path(base).expanduser())
+    values = yamls.read((path.parent if path else Path()) / Path(base).expanduser())
     if not isinstance(values, dict):
         raise InputError(f"{where}: base {base!r} holds no settings.")
     return values

@@ -83,6 +83,7 @@ def execute(
     `show(stage)` gives a further progress callback; `warm` keeps loaded models between runs.
     Raises what stopped it (Cancelled, InputError, RunError …) after the state has been written down.
     """
+    run.refuse_read_only()
     with run.lock():
         if from_queue and run.status().get("state") != "queued":
             return

@@ -189,6 +189,26 @@ def crossed() -> dict:
     }
 
 
+# Readable, but not what a run writes: fields of other kinds, nesting without end.
+ODD = {
+    "status.json": ['{"state": "done", "created": 1e300, "stages": 5}', '{"state": ["x"]}', "[" * 100000, '{"a": NaN}'],
+    "environment.json": ['{"models": {"teacher": 3}}', '{"models": [], "data": 4}', "null", "[" * 100000],
+    "events.jsonl": [
+        '{"stage": "tune", "loss": "x", "step": "y", "message": "a, seed 0"}\n[1]\n{',
+        "\x00",
+        "[" * 99999,
+        "",
+    ],
+    "evaluate/deltas.json": [
+        '{"rows": [{"model": "a", "suite": "b", "group": "c", "accuracy": "x"}]}',
+        '{"rows": [{"model": "a", "suite": "b", "group": "c", "delta_ci": [1]}]}',
+        '{"rows": [{"model": "a", "suite": "b", "group": "c", "against": 4}]}',
+        '{"rows": {}}',
+    ],
+    "config.yaml": ["pair: x\ntask: [1, 2]\nmethod: y\n", "- 1\n", "a: &a [*a]\n", "!!python/object:os.x {}\n"],
+}
+
+
 TABLES = {
     "similarity/cka": cka,
     "similarity/stitching": stitching,
