@@ -244,6 +244,16 @@ def find(run_id: str, root: Path | None = None) -> Run:
     return near[0]
 
 
+def named(run_id: str, root: Path | None = None) -> Run | None:
+    """The run of exactly this id, one's own or recorded; None where there is none."""
+    if not re.fullmatch(ID, run_id):
+        return None
+    own = Run((root or runs_folder()) / run_id)
+    return next(
+        (run for run in (own, *recorded_runs()) if run.id == run_id and run.path("config.yaml").is_file()), None
+    )
+
+
 def all_runs(root: Path | None = None) -> list[Run]:
     """All runs of one's own, newest first; then the recorded ones, in the order they tell their story."""
     root = root or runs_folder()
