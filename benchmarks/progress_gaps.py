@@ -1,4 +1,4 @@
-"""`python -m benchmarks.progress_gaps [CONFIG.yaml] [--json]`: how long a run is silent, how soon it can be stopped.
+"""`python -m benchmarks.progress_gaps [CONFIG.yaml]`: how long a run is silent, how soon it can be stopped.
 
 A run is carried out once and every report of its stages is timed. Then it is carried out again, and in each stage it
 is asked to stop at the beginning of what was that stage's longest silence, and resumed. One row per stage: reports,
@@ -90,20 +90,14 @@ def listen(heard: dict[str, Heard], stop: tuple[str, int] | None = None, run: st
     return show
 
 
-def measure(config: RunConfig, root: Path) -> list[dict[str, Any]]:
-    """One row per stage."""
+def measure(config: RunConfig, root: Path, stop: bool = True) -> list[dict[str, Any]]:
+    """One row per stage; without `stop`, only the silences of a run that nobody stops."""
     heard: dict[str, Heard] = {}
     worker.execute(store.create(config, root), show=listen(heard))
     list(heard.values())[-1].add(0, 0, END)
     run, rows = store.create(config, root), []
     for stage, found in heard.items():
-        again: dict[str, Heard] = {}
-        try:
-            worker.execute(run, until=stage, show=listen(again, (stage, found.longest), run))
-            stopped = None  # it was over before it heard of it
-        except Cancelled:
-            stopped = time.monotonic() - again[stage].times[found.longest]
-        worker.execute(run, until=stage, show=lambda _: silent)
+        stopped = _stopped(run, stage, found.longest) if stop else None
         rows.append(
             {
                 "stage": stage,
@@ -118,16 +112,32 @@ def measure(config: RunConfig, root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _stopped(run: store.Run, stage: str, report: int) -> float | None:
+    """Seconds from asking `run` to stop, at that report of that stage, until it stands still; None where it was over
+    before it heard of it. The stage is then finished."""
+    again: dict[str, Heard] = {}
+    seconds = None
+    try:
+        worker.execute(run, until=stage, show=listen(again, (stage, report), run))
+    except Cancelled:
+        seconds = time.monotonic() - again[stage].times[report]
+    worker.execute(run, until=stage, show=lambda _: silent)
+    return seconds
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.progress_gaps", description=__doc__)
-    parser.add_argument("config", nargs="?", type=Path, help="a run's config; the pages' quick one by default")
+    parser.add_argument(
+        "config", nargs="?", type=Path, help="a run's config; the demo pair with methods of every kind by default"
+    )
+    parser.add_argument("--silences", action="store_true", help="carry it out once, without stopping it")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     worker.quiet()
     config = configs.load(arguments.config) if arguments.config else configs.parse(DEMO)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PARAKNOW_RUNS"] = folder  # measurements of unchanged models are kept there, and not found there
-        rows = measure(config, Path(folder))
+        rows = measure(config, Path(folder), not arguments.silences)
     if arguments.json:
         emit({"stages": rows})
     else:
