@@ -13,12 +13,47 @@ import yaml
 
 from paraknow.errors import InputError
 
-MAX_BYTES = 256 * 1024  # a config with every default written out has 2 KiB
+MAX_BYTES = 128 * 1024  # a config with every default written out has 2 KiB
 MAX_DEPTH = 40
-MAX_VALUES = 50_000  # with aliases written out
+MAX_VALUES = 20_000  # with aliases written out
 MAX_NUMBER = 100  # characters of a number or date
 _KINDS = {f"tag:yaml.org,2002:{kind}" for kind in "null bool int float str timestamp seq map merge".split()}
 _TEXT = "tag:yaml.org,2002:str"
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at nesting and at numbers of values that no config has, before time is spent on them: what PyYAML needs
+    for nesting grows with its square."""
+
+    where = ""
+    depth = values = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level > MAX_DEPTH:
+            raise _too_deep(self.where)
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth, self.values = self.depth + 1, self.values + 1
+        if self.depth > MAX_DEPTH + 1:
+            raise _too_deep(self.where)
+        if self.values > MAX_VALUES:
+            raise _too_many(self.where)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _too_large(where: str) -> InputError:
+    return InputError(f"{where}: is larger than {MAX_BYTES // 1024} KiB, which no such file needs.")
+
+
+def _too_deep(where: str) -> InputError:
+    return InputError(f"{where}: is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _too_many(where: str) -> InputError:
+    return InputError(f"{where}: holds more than {MAX_VALUES} values with its aliases written out.")
 
 
 def read(path: Path) -> Any:
@@ -26,6 +61,8 @@ def read(path: Path) -> Any:
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _too_large(str(path))
         return parse(content.decode("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}).") from None
@@ -34,16 +71,15 @@ def read(path: Path) -> Any:
 def parse(text: str, where: str) -> Any:
     """Plain values from YAML text. Raises InputError: one sentence that begins with `where`."""
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise InputError(f"{where}: is larger than {MAX_BYTES // 1024} KiB, which no such file needs.")
+        raise _too_large(where)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
+        loader.where = where
         node = loader.get_single_node()
         if node is None:
             return None
         _measure(node, loader, {}, where)
         return loader.construct_document(node)
-    except RecursionError:
-        raise InputError(f"{where}: is nested deeper than {MAX_DEPTH} levels.") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: dates and numbers that are none
         raise InputError(f"{where}: is not valid YAML ({_short(error)}).") from None
 
@@ -71,9 +107,9 @@ def _measure(node: yaml.Node, loader: Any, known: dict[int, tuple[int, int]], wh
         count, below = _measure(one, loader, known, where)
         values, depth = values + count, max(depth, below + 1)
         if values > MAX_VALUES:
-            raise InputError(f"{where}: holds more than {MAX_VALUES} values with its aliases written out.")
+            raise _too_many(where)
         if depth > MAX_DEPTH:
-            raise InputError(f"{where}: is nested deeper than {MAX_DEPTH} levels.")
+            raise _too_deep(where)
     known[id(node)] = (values, depth)
     return known[id(node)]
 

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = (
     "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data "
-    "paraknow.files paraknow.devices "
+    "paraknow.files paraknow.yamls "
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
+    "paraknow.runs.artifacts paraknow.runs.bundle paraknow.runs.zips paraknow.runs.private paraknow.runs.upgrades "
     "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
     "paraknow.devices paraknow.runs.index paraknow.runs.processes paraknow.runs.supervisor "

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from paraknow import files
 from paraknow.runs import bundle, store
 from tests.pages import tables
-from tests.pages.tables import ODD
 from tests.pages.test_pages import PAGES, no_worker, show, warm_server, words  # noqa: F401 (fixtures)
 from tests.runs import packed
 
@@ -61,15 +58,3 @@ def test_a_bundle_is_made_and_taken_on_the_page(tmp_path: Path, runs: Path, monk
         assert not app.exception and said in words(app) + "\n".join(s.value for s in app.success), words(app)
     assert app.session_state["run"] == run.id
     assert [p.name for p in (tmp_path / "other").iterdir() if p.name[0] != "."] == [run.id]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_odd_files_can_be_listed(number: int, runs: Path) -> None:
-    run = packed.finished(runs)
-    for name, texts in ODD.items():
-        run.path(*name.split("/")).write_text(texts[number])
-    facts = store.summary(run)
-    assert facts["id"] == run.id and facts["state"] in store.STATES and json.dumps(facts)
-    assert isinstance(run.events(), list) and isinstance(run.status(), dict)
-    files.write_json(run.path("status.json"), {"state": "done"})
-    assert run.status()["state"] == "done"

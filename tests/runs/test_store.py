@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
-from paraknow import config, files
+from paraknow import cli, config, files
 from paraknow.errors import InputError
 from paraknow.runs import compare, queue, store
+from tests.pages.tables import ODD
+from tests.runs import packed
 
 MINIMAL = {"pair": {"teacher": "demo:teacher", "student": "demo:student"}, "task": "demo:people", "method": "seeking"}
 
@@ -116,3 +119,25 @@ def test_files_are_whole_or_absent(tmp_path):
     with pytest.raises(KeyError), files.replacing_folder(tmp_path / "d"):
         raise KeyError
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_odd_files_are_listed_and_shown(number: int, runs: Path, capsys: pytest.CaptureFixture) -> None:
+    """Valid JSON with fields of other kinds, nesting without end, tables cut in the middle: never a traceback."""
+    run = packed.finished(runs)
+    for name, texts in ODD.items():
+        run.path(*name.split("/")).write_text(texts[number])
+    items = run.path("evaluate", "items.parquet")
+    items.write_bytes(items.read_bytes()[: items.stat().st_size // (number + 1) - 1])
+    facts = store.summary(run)
+    assert facts["id"] == run.id and facts["state"] in store.STATES and json.dumps(facts)
+    assert isinstance(run.events(), list) and isinstance(run.status(), dict)
+    for words in (["list"], ["show", run.id], ["items", run.id, "--model", "zero"], ["rescore", run.id]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["runs", *words])
+        said = capsys.readouterr()
+        assert stop.value.code == (0 if words == ["list"] else 2) and "Traceback" not in said.err
+        assert said.err == "" or said.err.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["runs", "export", run.id, "-o", str(runs / "x.zip")])
+    assert stop.value.code == 2 and not (runs / "x.zip").exists()
