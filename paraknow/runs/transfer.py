@@ -177,7 +177,7 @@ def _finish(
     """One model from its start to its folder in adapters/."""
     student = session.models["student"]
     start, notes = results.read_start(session.start_file(candidate, seed))
-    folder, logits = session.adapter(candidate, seed), None
+    folder = session.adapter(candidate, seed)
     facts: dict[str, Any] = {"method": candidate.method.name, "seed": seed, "settings": candidate.settings.model_dump()}
     facts |= {name: getattr(start, name) for name in ("examples", "steps", "trainable")} | {"added": 0}
     facts |= {name: notes[name] for name in ("teacher_flops", "student_flops")} | {"start": notes["facts"]}
@@ -186,18 +186,19 @@ def _finish(
     elif start.matrices:
         model = results.rebuilt(student, start.matrices)
         facts["added"] = sum(p.numel() for p in model.parameters()) - student.checkpoint.parameters
-        logits = inject.probe_logits(model, probe)
+        _remember(session, candidate, seed, inject.probe_logits(model, probe), plain)
         results.export_checkpoint(student, model, folder, facts)
     else:
-        logits = _adapter(session, candidate, seed, start, items, plain, probe, facts, report)
-    if logits is not None:
-        if candidate.control_of is None and torch.equal(logits, plain):
-            session.warn(
-                f"tune: {candidate.label}, seed {seed}: what is saved is the student itself; nothing was moved."
-            )
-        memory = _logits_file(session, candidate, seed)
-        with files.replacing(memory) as temporary:
-            save_file({"logits": logits}, temporary)
+        _adapter(session, candidate, seed, start, items, plain, probe, facts, report)
+
+
+def _remember(session: Session, candidate: Candidate, seed: int, logits: torch.Tensor, plain: torch.Tensor) -> None:
+    """Keep the logits (tokens, V) a model gives in memory, for the reload check. Before it is exported: once its
+    folder is there the model counts as finished, and must have something to be checked against."""
+    if candidate.control_of is None and torch.equal(logits, plain):
+        session.warn(f"tune: {candidate.label}, seed {seed}: what is saved is the student itself; nothing was moved.")
+    with files.replacing(_logits_file(session, candidate, seed)) as temporary:
+        save_file({"logits": logits}, temporary)
 
 
 def _adapter(
@@ -210,8 +211,8 @@ def _adapter(
     probe: torch.Tensor,
     facts: dict[str, Any],
     report: Progress,
-) -> torch.Tensor:
-    """Tune an adapter where that follows, export it, and return the logits (tokens, V) it gives in memory."""
+) -> None:
+    """Tune an adapter where that follows, and export it."""
     student, teacher = session.models["student"], session.models["teacher"]
     with inject.attached(student, start) as wrapped:
         if start.tuned:
@@ -238,10 +239,10 @@ def _adapter(
             raise RunError(
                 f"tune: {candidate.label} is still the student after tuning; a larger tune.learning_rate may help."
             )
+        _remember(session, candidate, seed, logits, plain)
         inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
         if start.tuned:
             kept.remove()
-    return logits
 
 
 def _budgets(session: Session) -> None:

@@ -44,14 +44,14 @@ class Reporter:
         self.marks: deque[tuple[float, int]] = deque()  # (time, step) as far back as speed is judged by
 
     def __call__(self, step: int, total: int, message: str = "", **values: float) -> None:
+        if values:  # of a step that was made: before the cancelling, which may keep its state
+            self.run.event(stage=self.stage, step=step, total=total, message=message, **values)
         if self.run.cancelled():
             raise Cancelled(f"run {self.run.id} was cancelled in stage {self.stage}.")
         self.show(step, total, message, **values)
         now = time.monotonic()
         if not self.marks:
             self.marks.append((self.began, step - 1))  # a resumed stage does not begin at 0
-        if values:
-            self.run.event(stage=self.stage, step=step, total=total, message=message, **values)
         if now - self.written < WRITE_EVERY and step < total:
             return
         self.written = now
