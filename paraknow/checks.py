@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import psutil
 
-from paraknow import data, methods
+from paraknow import data, limits, methods
 from paraknow.checkpoints import BYTES, Checkpoint, check_blocks, find, memory_need
 from paraknow.config import CPU_BATCH, RunConfig
 from paraknow.errors import InputError, ResourceError
@@ -30,6 +30,7 @@ class Checked:
 
 def check(config: RunConfig) -> Checked:
     """Refuse what cannot work. Raises InputError or ResourceError, one sentence each."""
+    limits.check(config)
     candidates = methods.candidates(config)
     teacher, student = find(config.pair.teacher), find(config.pair.student)
     check_blocks(teacher, student, config.locate)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from paraknow import access, limits
 from paraknow.checks import Checked, check
 from paraknow.config import RunConfig
 from paraknow.runs import store
@@ -22,6 +23,7 @@ def submit(config: RunConfig, root: Path | None = None) -> Run:
 
     Raises InputError or ResourceError before anything is written.
     """
+    _check_room(root)
     check(config)
     run = store.create(config, root)
     ensure_worker(root)
@@ -30,11 +32,19 @@ def submit(config: RunConfig, root: Path | None = None) -> Run:
 
 def resume(run: Run, root: Path | None = None) -> Checked:
     """Queue a failed, cancelled or lost run again; finished stages are kept."""
+    _check_room(root)
     checked = check(run.config())
     run.path("cancel").unlink(missing_ok=True)
+    access.keep(run.folder)
     run.update(state="queued", error=None)
     ensure_worker(root)
     return checked
+
+
+def _check_room(root: Path | None) -> None:
+    runs = [run for run in store.all_runs(root) if not run.recorded]
+    waiting = sum(run.status().get("state") in ("queued", "running") for run in runs)
+    limits.check_queue(waiting, len(runs), root or store.runs_folder())
 
 
 def next_queued(root: Path) -> Run | None:
@@ -64,7 +74,8 @@ def ensure_worker(root: Path | None = None, idle: float = 600.0) -> None:
         return
     root.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(root.resolve()), "--idle", str(idle)]
+    environment = {k: v for k, v in os.environ.items() if k != access.VARIABLE}  # every run brings its own limits
     with (root / "worker.log").open("ab") as log:
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ.copy()
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
         )

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from paraknow import access, files, limits, resources
 from paraknow import config as configs
-from paraknow import files, resources
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
 
@@ -146,6 +146,7 @@ def create(config: RunConfig, root: Path | None = None, state: str = "queued") -
         (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
         now = time.time()
         files.write_json(folder / "status.json", {"state": state, "stages": [], "created": now, "heartbeat": now})
+        access.keep(folder)
         (folder / ".reserve").write_bytes(os.urandom(RESERVE))
     return Run(root / name)
 
@@ -191,7 +192,8 @@ def recorded_runs() -> list[Run]:
 
 
 def delete(run: Run) -> None:
-    """Remove a run folder. Raises InputError for a recorded run or one that is being worked on."""
+    """Remove a run folder. Raises InputError for a recorded run, one that is being worked on, or on a shared page."""
+    limits.refuse("deleting a run")
     if run.recorded:
         raise InputError(f"run {run.id} is recorded with the package and cannot be deleted.")
     with run.lock():

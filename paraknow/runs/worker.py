@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from paraknow import access, limits
 from paraknow.checkpoints import files_state
 from paraknow.checks import check
 from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
@@ -43,6 +44,7 @@ class Reporter:
     def __call__(self, step: int, total: int, message: str = "", **values: float) -> None:
         if self.run.cancelled():
             raise Cancelled(f"run {self.run.id} was cancelled in stage {self.stage}.")
+        limits.check_time(time.time() - self.began, self.stage)
         self.show(step, total, message, **values)
         now = time.time()
         if self.first is None:
@@ -79,7 +81,8 @@ def execute(
             run.path("cancel").unlink(missing_ok=True)
         handler = _log_file(run)
         try:
-            _execute(run, until, skip, show, warm)
+            with access.of_run(run.folder):
+                _execute(run, until, skip, show, warm)
         except Cancelled:
             run.update(state="cancelled", finished=time.time(), error=None)
             raise
