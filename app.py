@@ -8,4 +8,5 @@ st.set_page_config(page_title="ParaKnow", page_icon=":material/swap_vert:", layo
 login.gate()
 page = shell.navigation()
 shell.pick_run()
+login.leave()
 page.run()

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell
+from paraknow import access, limits
 from paraknow import config as configs
 from paraknow.errors import ParaKnowError
 from paraknow.runs import compare, queue, store
@@ -22,6 +23,7 @@ if not runs:
 def listing() -> None:
     """The table, filtered."""
     facts = pd.DataFrame([store.summary(r) for r in runs])
+    facts["error"] = facts.error.map(access.said, na_action="ignore")
     a, b = st.columns([3, 2])
     text = a.text_input(
         "Filter", key="r.text", placeholder="part of an id, name, model, task or method", persist_state="session"
@@ -67,7 +69,7 @@ def confirm_delete(doomed: Run) -> None:
         try:
             store.delete(doomed)
         except (ParaKnowError, OSError) as error:
-            st.error(shell.escape(str(error)))
+            st.error(shell.sentence(error))
             return
         st.session_state.pop("run", None)
         st.rerun()
@@ -79,7 +81,7 @@ def one(run: Run) -> None:
     st.subheader("The chosen run")
     st.text(run.id)
     if status.get("error"):
-        st.error(shell.escape(status["error"]))
+        st.error(shell.sentence(status["error"]))
     for column, (page, label) in zip(
         st.columns(4),
         (
@@ -112,8 +114,13 @@ def one(run: Run) -> None:
             queue.resume(run)
             st.rerun()
         except ParaKnowError as error:
-            st.error(shell.escape(str(error)))
-    if c.button("Delete …", disabled=run.recorded or state == "running", icon=":material/delete:", key="r.delete"):
+            st.error(shell.sentence(error))
+    if c.button(
+        "Delete …",
+        disabled=run.recorded or state == "running" or limits.shared(),
+        icon=":material/delete:",
+        key="r.delete",
+    ):
         confirm_delete(run)
     try:
         d.download_button(
@@ -125,11 +132,11 @@ def one(run: Run) -> None:
             on_click="ignore",
         )
     except ParaKnowError as error:
-        st.info(shell.escape(str(error)))
+        st.info(shell.sentence(error))
     folder = run.path("adapters")
     if any(folder.glob("*/*/adapter_config.json")):
         st.caption("Adapters: one folder per model and seed, each an ordinary PEFT LoRA for the plain student.")
-        st.code(str(folder.resolve()), language=None)
+        st.code(access.said(str(folder.resolve())), language=None)
     else:
         st.caption("Adapters: none here." if run.recorded else "Adapters: none yet.")
 
@@ -147,7 +154,7 @@ def two() -> None:
     try:
         differing = pd.DataFrame(compare.differences(first.config(), second.config()))
     except ParaKnowError as error:
-        st.info(shell.escape(str(error)))
+        st.info(shell.sentence(error))
         return
     if differing.empty:
         st.markdown("Their settings are the same.")

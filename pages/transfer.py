@@ -183,7 +183,7 @@ def cost(config: RunConfig) -> bool:
         return True
     found = costs.estimate(configs.dump(config))
     if found.refusal:
-        st.error(shell.escape(found.refusal))
+        st.error(shell.sentence(found.refusal))
         return False
     a, b, c = st.columns(3)
     count = catalogued.tuned(config)
@@ -248,9 +248,9 @@ try:
     startable = cost(config)
 except InputError as refusal:
     config = None
-    st.error(shell.escape(str(refusal)))
+    st.error(shell.sentence(refusal))
 if refused := st.session_state.pop("refused", None):
-    st.error(shell.escape(refused))
+    st.error(shell.sentence(refused))
 st.button(
     "Start this run",
     type="primary",

@@ -7,6 +7,7 @@ beside it names who may come in. docs/security.md shows both.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import streamlit as st
 
@@ -20,6 +21,13 @@ def gate() -> None:
         return
     st.navigation([st.Page(_page, title="Log in", url_path="login")], position="hidden").run()
     st.stop()
+
+
+def leave() -> None:
+    """In the sidebar: who is logged in, and the way out."""
+    if st.user.get("is_logged_in"):
+        with st.sidebar:
+            st.button("Log out", on_click=st.logout, icon=":material/logout:", key="login.leave")
 
 
 def _mark_shared() -> None:
@@ -40,11 +48,18 @@ def _let_in() -> bool:
 
 def _named() -> bool:
     """Whether the visitor's e-mail address is among those that are named, where some are."""
-    allowed = st.secrets.get("paraknow", {}).get("allowed_emails")
+    allowed = _secrets("paraknow").get("allowed_emails")
     if allowed is None:
         return True
     known = {str(a).strip().casefold() for a in ([allowed] if isinstance(allowed, str) else allowed)}
     return st.user.get("email_verified") is not False and str(st.user.get("email")).casefold() in known
+
+
+def _secrets(section: str) -> Any:
+    try:
+        return st.secrets.get(section, {})
+    except FileNotFoundError:  # no secrets.toml, or one that cannot be read
+        return {}
 
 
 def _page() -> None:
@@ -53,7 +68,7 @@ def _page() -> None:
         st.error("This account may not come in. Ask whoever runs this dashboard to name its e-mail address.")
         st.button("Log out", on_click=st.logout, icon=":material/logout:", key="login.out")
         return
-    providers = [k for k, v in st.secrets.get("auth", {}).items() if hasattr(v, "keys")]
+    providers = [k for k, v in _secrets("auth").items() if hasattr(v, "keys")]
     for name in providers or [None]:
         st.button(
             f"Log in with {name}" if name else "Log in",
