@@ -30,6 +30,7 @@ HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]
 _PATH = re.compile(r"(?<![\w./:~-])(?:~[\w.-]*)?/[^\s'\"`,;:()<>]*[^\s'\"`,;:()<>.]")
 
 Kind = Literal["models", "data"]
+Roots = tuple[str, ...] | None  # resolved folders; None: everywhere
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ class Access:
     """
 
     shared: bool = False
-    models: tuple[str, ...] | None = None
-    data: tuple[str, ...] | None = None
+    models: Roots = None
+    data: Roots = None
     login: bool = False
 
     @property
     def limited(self) -> bool:
         return self != Access()
 
-    def folders(self, kind: Kind) -> tuple[str, ...] | None:
-        """The allowed folders, resolved; None: everywhere."""
+    def folders(self, kind: Kind) -> Roots:
+        """The folders whose files may be opened."""
         return self.models if kind == "models" else self.data
 
     def dump(self) -> str:
@@ -65,7 +66,7 @@ def grant(shared: bool = False, models: Sequence[Path] = (), data: Sequence[Path
 
     Raises InputError for what is no folder.
     """
-    made: dict[str, tuple[str, ...] | None] = {}
+    made: dict[str, Roots] = {}
     for kind, given in (("models", models), ("data", data)):
         for folder in given:
             if not folder.expanduser().is_dir():
@@ -131,48 +132,48 @@ def place(name: str, kind: Kind, what: str) -> Path:
     the same whether or not there is such a file, so that nobody learns from it what lies elsewhere.
     """
     roots = current().folders(kind)
-    refusal = InputError(
-        f"{what}: files can be opened here only from the folders named with --{kind}-dir, and this is in none of them."
-    )
-    try:
-        if "\0" in name or len(name) > LONGEST:
-            raise ValueError
-        path = Path(name).expanduser()
-        path.exists()
-        if roots is None:
-            return path
-        if name.startswith(("//", "\\\\")):  # another machine's, where the system knows such names
-            raise refusal
-        real = path.resolve()
-    except (OSError, ValueError, RuntimeError):
-        if roots is not None:
-            raise refusal from None
-        raise InputError(f"{what}: this can be no path of a file or folder.") from None
-    if not _inside(real, roots):
-        raise refusal
-    for link in _links(real, what):
-        if not _inside(link.resolve(), roots):
-            raise refusal
-    return real
+    path = _resolved(name, roots)
+    if path is None and roots is None:
+        raise InputError(f"{what}: this can be no path of a file or folder.")
+    if path is None or any(not _inside(Path(os.path.realpath(link)), roots) for link in _links(path, roots, what)):
+        raise InputError(
+            f"{what}: files can be opened here only from the folders named with --{kind}-dir, and this is in none of "
+            "them."
+        )
+    return path
 
 
 def found(name: str, kind: Kind) -> Path | None:
-    """The path a name means if it exists and may be opened, else None."""
+    """The path a name means if it exists and lies where files may be opened, else None."""
+    path = _resolved(name, current().folders(kind))
+    return path if path and path.exists() else None
+
+
+def _resolved(name: str, roots: Roots) -> Path | None:
+    """The path a name means; None where it can be none, or lies outside."""
     try:
-        path = place(name, kind, "")
-        return path if path.exists() else None
-    except (InputError, OSError):
+        if "\0" in name or len(name) > LONGEST:
+            return None
+        path = Path(name).expanduser()
+        path.exists()  # raises where a name is too long, or its folder may not be looked into
+        if roots is None:
+            return path
+        if name.startswith(("//", "\\\\")):  # another machine's, where the system knows such names
+            return None
+        real = path.resolve()
+        return real if _inside(real, roots) else None
+    except (OSError, ValueError, RuntimeError):
         return None
 
 
-def _inside(path: Path, roots: tuple[str, ...]) -> bool:
-    return any(path.is_relative_to(root) for root in roots)
+def _inside(path: Path, roots: Roots) -> bool:
+    return roots is None or any(path.is_relative_to(root) for root in roots)
 
 
-def _links(folder: Path, what: str) -> Iterator[Path]:
-    """All links below a folder, none of them followed."""
+def _links(folder: Path, roots: Roots, what: str) -> Iterator[Path]:
+    """All links below a folder, none of them followed; where nothing is limited nobody looks."""
     seen = 0
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in os.walk(folder) if roots is not None else ():
         for name in (*folders, *names):
             seen += 1
             if seen > ENTRIES:

@@ -127,8 +127,10 @@ def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
     """
     if spec.startswith("demo:"):
         folder = resources.demo_model(spec.removeprefix("demo:"))
+    elif checkpoints.is_remote(spec):
+        folder = _cached(spec) or scratch
     else:
-        folder = access.found(spec, "models") or _cached(spec) or scratch
+        folder = access.place(spec, "models", f"model {spec!r}")
     if (folder / "config.json").is_file():
         try:
             return json.loads((folder / "config.json").read_text(encoding="utf-8")), folder, "config.json"
