@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.parts import login, shell
 
-st.set_page_config(page_title="ParaKnow", page_icon=":material/swap_vert:", layout="wide")
+st.set_page_config(page_title="ParaKnow", page_icon=shell.ICON, layout="wide")
 login.gate()
 page = shell.navigation()
 shell.pick_run()

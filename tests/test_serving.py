@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +13,11 @@ import pytest
 
 from paraknow import access, cli, resources, serving
 from paraknow.errors import InputError
+from tests import servers
+from tests.servers import free_port
 
 PROVIDER = 'client_id = "a"\nclient_secret = "b"\nserver_metadata_url = "https://id.example/x"\n'
 AUTH = f'[auth]\nredirect_uri = "http://localhost/oauth2callback"\ncookie_secret = "0123456789abcdef"\n{PROVIDER}'
-ROOT = Path(__file__).parents[1]
-
-
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    with socket.socket(family) as probe:
-        probe.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
@@ -137,23 +128,8 @@ def test_a_login_is_for_others(tmp_path: Path, monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, int]]:
     """`paraknow app` as people start it."""
-    folder, port = tmp_path_factory.mktemp("app"), free_port()
-    command = [sys.executable, "-m", "paraknow.cli", "app", "--port", str(port), "--headless"]
-    environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": str(ROOT), "PARAKNOW_RUNS": str(folder / "runs")}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        until = time.time() + 60
-        while time.time() < until and process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield psutil.Process(process.pid), port
-    finally:
-        process.kill()
-        process.wait()
+    with servers.app(tmp_path_factory.mktemp("app")) as started:
+        yield started
 
 
 def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:

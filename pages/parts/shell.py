@@ -23,6 +23,11 @@ STATE_ICONS = {
     "cancelled": ":material/cancel:",
     "lost": ":material/help:",
 }
+# Drawn here: Streamlit would fetch the picture of an icon of its own from the internet, for every visitor.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><g fill="none" stroke="#1F6FB2" stroke-width="2.5">'
+    '<path d="M8 20V5M3.5 9.5 8 5l4.5 4.5"/><path d="M16 4v15M11.5 14.5 16 19l4.5-4.5"/></g></svg>'
+)
 PLOTLY = {
     "displaylogo": False,
     "toImageButtonOptions": {"format": "svg"},
