@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,13 +108,18 @@ def keep(folder: Path) -> None:
 
 @contextmanager
 def of_run(folder: Path) -> Iterator[None]:
-    """Inside, the limits are those the run's config was written under: none for the command line's own runs."""
+    """Inside, the limits are those the run's config was written under: none for the command line's own runs.
+
+    What a run has made itself (a widened student) may be opened again.
+    """
     kept = Access()
     if (folder / FILE).exists():
         try:
             kept = parse(files.read_json(folder / FILE))
         except (OSError, ValueError):
             kept = CLOSED
+    if kept.models is not None:
+        kept = replace(kept, models=(*kept.models, str(folder.resolve())))
     token = _USED.set(kept if kept.limited else current())
     try:
         yield

@@ -209,6 +209,15 @@ def test_a_visitor_resumes_no_run_on_files_he_may_not_open(shared: Path, runs: P
     store.delete(run)
 
 
+def test_a_run_opens_what_it_made_itself(shared: Path, runs: Path, queued, monkeypatch) -> None:
+    """A method that widens the student leaves a checkpoint in the run's folder, which is measured from there."""
+    first, second = (store.create(configs.parse(QUICK)) for _ in range(2))
+    monkeypatch.delenv(access.VARIABLE)
+    with access.of_run(first.folder):
+        assert access.place(str(first.path("adapters", "transport", "0")), "models", "X")
+        assert "--models-dir" in refused(str(second.path("adapters"))) and "--data-dir" in refused("secret", "data")
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [
