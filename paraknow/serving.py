@@ -7,10 +7,11 @@ import ipaddress
 import os
 import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from paraknow import access, resources
 from paraknow.access import Access
@@ -130,13 +131,19 @@ def login_lacks(places: Sequence[Path]) -> str | None:
         return NOTHING
     if not isinstance(auth, dict):
         return "[auth] in secrets.toml is no table"
-    providers = [v for v in auth.values() if isinstance(v, dict)] or [auth]
+    providers = [auth if name is None else auth[name] for name in providers_of(auth)]
     lacking = [k for k in NEEDED if not auth.get(k)] + [k for k in OF_PROVIDER if not all(p.get(k) for p in providers)]
     if lacking:
         return f"[auth] in secrets.toml lacks {', '.join(lacking)}"
     if find_spec("authlib") is None:
         return "the package Authlib is missing (pip install 'paraknow[login]')"
     return None
+
+
+def providers_of(auth: Mapping[str, Any]) -> list[str | None]:
+    """The providers of an [auth] table: those that have a table in it, None for the one that is set in itself."""
+    named = [k for k, v in auth.items() if isinstance(v, Mapping) and k != "client_kwargs"]
+    return [*([None] if auth.get("client_id") or not named else []), *named]
 
 
 def _warning(host: str, lacking: str | None) -> str | None:

@@ -116,6 +116,7 @@ def test_a_login_is_for_others(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / ".streamlit" / "secrets.toml").write_text(several)
     assert serving.login_lacks(serving.secrets()) is None
     (tmp_path / ".streamlit" / "secrets.toml").write_text(several + "[auth.three]\nclient_id = 'x'\n")
+    assert serving.providers_of({"client_id": "a", "client_kwargs": {}}) == [None]
     assert "lacks client_secret, server_metadata_url" in (serving.login_lacks(serving.secrets()) or "")
     monkeypatch.setattr(serving, "find_spec", lambda name: None)
     (tmp_path / ".streamlit" / "secrets.toml").write_text(AUTH)

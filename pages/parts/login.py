@@ -52,7 +52,8 @@ def _named() -> bool:
     if allowed is None:
         return True
     known = {str(a).strip().casefold() for a in ([allowed] if isinstance(allowed, str) else allowed)}
-    return st.user.get("email_verified") is not False and str(st.user.get("email")).casefold() in known
+    email, verified = st.user.get("email"), st.user.get("email_verified")
+    return isinstance(email, str) and verified not in (False, "false") and email.casefold() in known
 
 
 def _secrets(section: str) -> Any:
@@ -68,8 +69,7 @@ def _page() -> None:
         st.error("This account may not come in. Ask whoever runs this dashboard to name its e-mail address.")
         st.button("Log out", on_click=st.logout, icon=":material/logout:", key="login.out")
         return
-    providers = [k for k, v in _secrets("auth").items() if hasattr(v, "keys")]
-    for name in providers or [None]:
+    for name in serving.providers_of(_secrets("auth")):
         st.button(
             f"Log in with {name}" if name else "Log in",
             on_click=st.login,
