@@ -26,7 +26,11 @@ def listing() -> None:
     facts["error"] = facts.error.map(access.said, na_action="ignore")
     a, b = st.columns([3, 2])
     text = a.text_input(
-        "Filter", key="r.text", placeholder="part of an id, name, model, task or method", persist_state="session"
+        "Filter",
+        max_chars=500,
+        key="r.text",
+        placeholder="part of an id, name, model, task or method",
+        persist_state="session",
     )
     states = b.multiselect("State", store.STATES, key="r.states", placeholder="any", persist_state="session")
     if states:

@@ -154,12 +154,13 @@ def form() -> dict:
             values["seed"] = forms.field(RunConfig, "seed", "seed")
         text = c.text_input(
             "Seeds",
+            max_chars=1000,
             key="t.seeds",
             help=f"{about['seeds']} Whole numbers with commas; empty: the one seed.",
             persist_state="session",
         )
         parts = [p.strip() for p in text.split(",") if p.strip()]
-        values["seeds"] = [int(p) if p.isdecimal() else p for p in parts] or None
+        values["seeds"] = [int(p) if p.isdecimal() and len(p) < 20 else p for p in parts] or None
         with d:
             values["device"] = forms.field(RunConfig, "device", "device")
         with e:

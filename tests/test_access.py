@@ -196,6 +196,13 @@ def test_a_run_keeps_the_limits_of_the_page_that_queued_it(shared: Path, runs: P
     assert not own.path(access.FILE).exists()  # who sits at the machine is not limited
 
 
+def test_a_worker_takes_no_limits_from_the_page_that_starts_it(shared: Path, runs: Path, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(queue.subprocess, "Popen", lambda command, **options: started.append(options["env"]))
+    queue.ensure_worker()
+    assert len(started) == 1 and access.VARIABLE not in started[0] and "PATH" in started[0]
+
+
 def test_a_visitor_resumes_no_run_on_files_he_may_not_open(shared: Path, runs: Path, queued, monkeypatch) -> None:
     run = store.create(configs.parse({**QUICK, "task": "secret/task.jsonl"}))
     run.path(access.FILE).unlink()  # as the command line made it

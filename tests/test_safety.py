@@ -154,6 +154,7 @@ def test_a_listed_advisory_has_a_reason() -> None:
 
 def test_an_audit_that_reaches_nobody_says_so_and_fails_nothing(monkeypatch, capsys) -> None:
     script = audit()
+    monkeypatch.setattr(script, "find_spec", lambda name: name)
     for answers in (
         [None],
         [[{"name": "pip", "skip_reason": "not found"}]],
