@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test setup setup-test chromium clean
+.PHONY: app test audit setup setup-test chromium clean
 
 app: setup
 	$(BIN)/paraknow app
@@ -13,6 +13,12 @@ test: setup-test chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	-@$(BIN)/python .ci/audit.py
+
+# Known vulnerabilities of what is installed. Here they are an error; in `test` they are shown and fail nothing, so that
+# an advisory of today does not turn yesterday's commit red.
+audit: setup-test
+	$(BIN)/python .ci/audit.py
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test

@@ -1,10 +1,12 @@
-"""The dashboard: `paraknow app`, or `streamlit run app.py`. Navigation and sidebar; the pages do the rest."""
+"""The dashboard: `paraknow app`, or `streamlit run app.py`. Login, navigation, sidebar; pages do the rest."""
 
 import streamlit as st
 
-from pages.parts import shell
+from pages.parts import login, shell
 
-st.set_page_config(page_title="ParaKnow", page_icon=":material/swap_vert:", layout="wide")
+st.set_page_config(page_title="ParaKnow", page_icon=shell.ICON, layout="wide")
+login.gate()
 page = shell.navigation()
 shell.pick_run()
+login.leave()
 page.run()

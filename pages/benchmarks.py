@@ -181,7 +181,11 @@ def item_by_item() -> None:
         "Against", [m for m in ("student", *kinds) if m != model], format_func=titles.get, key="b.reference"
     )
     search = c.text_input(
-        "Search", key="b.search", placeholder="words of a question or an answer", help="Every word must occur."
+        "Search",
+        max_chars=500,
+        key="b.search",
+        placeholder="words of a question or an answer",
+        help="Every word must occur.",
     )
     every = stored.lines(items, model, reference)
     counts = every.change.value_counts()

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, bundles, shell
+from paraknow import access, limits
 from paraknow import config as configs
 from paraknow.errors import ParaKnowError
 from paraknow.runs import compare, queue, store
@@ -22,9 +23,14 @@ if not runs:
 def listing() -> None:
     """The table, filtered."""
     facts = pd.DataFrame([*store.listing(), *(store.summary(r) for r in store.recorded_runs())])
+    facts["error"] = facts.error.map(access.said, na_action="ignore")
     a, b = st.columns([3, 2])
     text = a.text_input(
-        "Filter", key="r.text", placeholder="part of an id, name, model, task or method", persist_state="session"
+        "Filter",
+        max_chars=500,
+        key="r.text",
+        placeholder="part of an id, name, model, task or method",
+        persist_state="session",
     )
     states = b.multiselect("State", store.STATES, key="r.states", placeholder="any", persist_state="session")
     if states:
@@ -68,7 +74,7 @@ def confirm_delete(doomed: Run) -> None:
         try:
             store.delete(doomed)
         except (ParaKnowError, OSError) as error:
-            st.error(shell.escape(str(error)))
+            st.error(shell.sentence(error))
             return
         st.session_state.pop("run", None)
         st.rerun()
@@ -80,7 +86,7 @@ def one(run: Run) -> None:
     st.subheader("The chosen run")
     st.text(run.id)
     if status.get("error"):
-        st.error(shell.escape(status["error"]))
+        st.error(shell.sentence(status["error"]))
     for column, (page, label) in zip(
         st.columns(4),
         (
@@ -113,7 +119,7 @@ def one(run: Run) -> None:
             queue.resume(run)
             st.rerun()
         except ParaKnowError as error:
-            st.error(shell.escape(str(error)))
+            st.error(shell.sentence(error))
     if e.button(
         "Clone with changes",
         icon=":material/content_copy:",
@@ -122,7 +128,12 @@ def one(run: Run) -> None:
     ):
         st.session_state["t.refill"] = run.id
         st.switch_page("pages/transfer.py", query_params={"run": run.id})
-    if c.button("Delete …", disabled=run.recorded or state == "running", icon=":material/delete:", key="r.delete"):
+    if c.button(
+        "Delete …",
+        disabled=run.recorded or state == "running" or limits.shared(),
+        icon=":material/delete:",
+        key="r.delete",
+    ):
         confirm_delete(run)
     try:
         d.download_button(
@@ -134,12 +145,12 @@ def one(run: Run) -> None:
             on_click="ignore",
         )
     except ParaKnowError as error:
-        st.info(shell.escape(str(error)))
+        st.info(shell.sentence(error))
     bundles.download(run)
     folder = run.path("adapters")
     if any(folder.glob("*/*/adapter_config.json")):
         st.caption("Adapters: one folder per model and seed, each an ordinary PEFT LoRA for the plain student.")
-        st.code(str(folder.resolve()), language=None)
+        st.code(access.said(str(folder.resolve())), language=None)
     else:
         st.caption("Adapters: none here." if run.read_only else "Adapters: none yet.")
 
@@ -157,7 +168,7 @@ def two() -> None:
     try:
         differing = pd.DataFrame(compare.differences(first.config(), second.config()))
     except ParaKnowError as error:
-        st.info(shell.escape(str(error)))
+        st.info(shell.sentence(error))
         return
     if differing.empty:
         st.markdown("Their settings are the same.")

@@ -139,13 +139,14 @@ def block_of(model: str, layer: int, module: str) -> tuple[heatmaps.Rectangle | 
     if own.empty:
         return None, "No block is taken from this matrix." if model == "teacher" else "No block goes into this matrix."
     b = own.iloc[0]
+    size = f"{int(b['rows'])} × {int(b['cols'])}"
     if model == "student":
         return None, (
-            f"It takes the {b['rows']} × {b['cols']} block of {shell.escape(module)} in layer {b.teacher_layer} of "
+            f"It takes the {size} block of {shell.escape(module)} in layer {int(b.teacher_layer)} of "
             f"{shell.escape(titles['teacher'])}."
         )
     words = (
-        f"The chosen block ({b['rows']} × {b['cols']}, for layer {b.student_layer} of "
+        f"The chosen block ({size}, for layer {int(b.student_layer)} of "
         f"{shell.escape(titles['student'])}) holds **{b.share:.1%}** of the matrix's sensitivity. Blocks ignore "
         "the borders between attention heads."
     )

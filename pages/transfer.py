@@ -154,12 +154,13 @@ def form() -> dict:
             values["seed"] = forms.field(RunConfig, "seed", "seed")
         text = c.text_input(
             "Seeds",
+            max_chars=1000,
             key="t.seeds",
             help=f"{about['seeds']} Whole numbers with commas; empty: the one seed.",
             persist_state="session",
         )
         parts = [p.strip() for p in text.split(",") if p.strip()]
-        values["seeds"] = [int(p) if p.isdecimal() else p for p in parts] or None
+        values["seeds"] = [int(p) if p.isdecimal() and len(p) < 20 else p for p in parts] or None
         with d:
             values["device"] = forms.field(RunConfig, "device", "device")
         with e:
@@ -183,7 +184,7 @@ def cost(config: RunConfig) -> bool:
         return True
     found = costs.estimate(configs.dump(config))
     if found.refusal:
-        st.error(shell.escape(found.refusal))
+        st.error(shell.sentence(found.refusal))
         return False
     a, b, c = st.columns(3)
     count = catalogued.tuned(config)
@@ -250,9 +251,9 @@ try:
     startable = cost(config)
 except InputError as refusal:
     config = None
-    st.error(shell.escape(str(refusal)))
+    st.error(shell.sentence(refusal))
 if refused := st.session_state.pop("refused", None):
-    st.error(shell.escape(refused))
+    st.error(shell.sentence(refused))
 st.button(
     "Start this run",
     type="primary",

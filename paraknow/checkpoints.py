@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from paraknow import resources
+from paraknow import access, limits, resources
 from paraknow.architecture import Architecture, from_config
 from paraknow.config import EMBEDDING, MODULES, STITCHED_ROWS, Locate, Similarity
 from paraknow.errors import InputError
@@ -48,6 +48,7 @@ def find(spec: str) -> Checkpoint:
     Raises InputError: no such folder or model, no safetensors, a pickle, an unsupported family.
     """
     folder = _folder(spec)
+    access.own_files(folder, f"model {spec!r}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,13 +65,20 @@ def find(spec: str) -> Checkpoint:
 def _folder(spec: str) -> Path:
     if spec.startswith("demo:"):
         return resources.demo_model(spec.removeprefix("demo:"))
-    path = Path(spec).expanduser()
+    if is_remote(spec):
+        return _download(spec)
+    path = access.place(spec, "models", f"model {spec!r}")
     if path.is_dir():
         return path
-    looks_like_hub = spec.count("/") == 1 and not spec.startswith((".", "/", "~"))
-    if not looks_like_hub:
-        raise InputError(f"model {spec!r}: no such folder; accepted are demo:NAME, a folder, or a hub id org/name.")
-    return _download(spec)
+    raise InputError(f"model {spec!r}: no such folder; accepted are demo:NAME, a folder, or a hub id org/name.")
+
+
+def is_remote(spec: str) -> bool:
+    """Whether a name is asked of a hub: it looks like org/name[@revision], and no folder that may be opened has it."""
+    if not access.HUB.fullmatch(spec):
+        return False
+    folder = access.found(spec, "models")
+    return folder is None or not folder.is_dir()
 
 
 def _download(spec: str) -> Path:
@@ -115,6 +123,7 @@ def _need_disk(spec: str, need: int) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
+    limits.check_download(f"model {spec!r}", need, cache)
     if need > free:
         raise InputError(
             f"model {spec!r} needs {need / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free in {cache}."

@@ -6,7 +6,7 @@ import importlib
 import json
 from dataclasses import dataclass
 
-from paraknow import data, methods
+from paraknow import data, limits, methods
 from paraknow.checkpoints import BYTES, Checkpoint, check_blocks, find, memory_need
 from paraknow.config import CPU_BATCH, RunConfig
 from paraknow.devices import free_bytes
@@ -28,6 +28,7 @@ class Checked:
 
 def check(config: RunConfig) -> Checked:
     """Refuse what cannot work. Raises InputError or ResourceError, one sentence each."""
+    limits.check(config)
     candidates = methods.candidates(config)
     teacher, student = find(config.pair.teacher), find(config.pair.student)
     check_blocks(teacher, student, config.locate)

@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 bad input; 3 memory or device; 4 a run failed; 130 cancell
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -337,25 +336,26 @@ def worker(
 
 @app.command("app")
 def app_command(
+    host: Annotated[str, typer.Option(help="Where to listen. Any other address lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    models_dir: Annotated[
+        list[Path] | None, typer.Option(help="Models are opened from this folder alone (and a hub). Repeatable.")
+    ] = None,
+    data_dir: Annotated[
+        list[Path] | None, typer.Option(help="Tasks and records are opened from this folder alone. Repeatable.")
+    ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Others reach it by a proxy on this machine: limit it as with --host.")
+    ] = False,
     headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
 ) -> None:
-    """Open the dashboard on 127.0.0.1."""
-    import socket
+    """Open the dashboard, on 127.0.0.1 unless --host says otherwise; see docs/security.md."""
+    from paraknow import serving
 
-    from paraknow import resources
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputError(f"port {port} is in use; choose another one with --port.") from None
-    # Streamlit reads .streamlit/config.toml beside app.py; runs and relative paths stay with the caller's folder.
-    script = str(resources.root() / "app.py")
-    options = ["--server.address=127.0.0.1", f"--server.port={port}", f"--server.headless={str(headless).lower()}"]
-    options += ["--server.showEmailPrompt=false"]  # it would ask for an address, and end where nobody can answer
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", script, *options])
+    prepared = serving.prepare(host, port, models_dir or (), data_dir or (), shared)
+    if prepared.warning:
+        note(f"paraknow: {prepared.warning}")
+    serving.run(prepared, headless, sys.executable)
 
 
 def main(arguments: list[str] | None = None) -> None:

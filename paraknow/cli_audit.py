@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from paraknow.errors import InputError
-from paraknow.screen import Bars, emit, interval, table
+from paraknow.screen import Bars, emit, interval, say, table
 
 
 def audit(
@@ -59,7 +59,7 @@ def audit(
     else:
         table([_shown(row) for row in found.groups], f"What {teacher} (teacher) and {student} (student) know")
         table([{"group": g, **c} for g, c in found.counts.items()], "Known to (first-ranked answer right)")
-        print("\n".join(sentence[:1].upper() + sentence[1:] for sentence in found.words))
+        say("\n".join(sentence[:1].upper() + sentence[1:] for sentence in found.words))
         if groups:
             counts = ", ".join(f"{n} {g.replace('_', ' ')}" for g, n in _tally(own, groups).items())
             print(f"{out}: {counts} (the teacher does not know them, or they were not asked).")

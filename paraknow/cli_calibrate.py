@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from paraknow.errors import ParaKnowError
-from paraknow.screen import carry_out, emit, note, table
+from paraknow.screen import carry_out, emit, note, say, table
 
 
 def calibrate(
@@ -57,7 +57,7 @@ def calibrate(
         alike = [{"pair": rung, **{n: row[n] for n in ladder.PREDICTORS}} for rung, row in pairs.items()]
         table(alike, "How alike the pairs are: means")
         table(found.predictors, "What predicts it: rank correlation of shares with likeness, over pairs")
-        print("\n".join(found.words))
+        say("\n".join(found.words))
     if found.passed is False:
         raise ParaKnowError("the instrument failed its check on the ladder; see the first sentence.")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from paraknow.errors import RunError
-from paraknow.screen import carry_out, emit, interval, note, table
+from paraknow.screen import carry_out, emit, interval, note, say, table
 
 
 def cross(
@@ -43,7 +43,7 @@ def cross(
         emit({"command": command, **vars(found)})
     else:
         table([_shown(cell) for cell in found.cells], f"{found.title}: difference in accuracy to the student")
-        print("\n".join(found.words))
+        say("\n".join(found.words))
     if lacking := matrix.missing(found):
         first = lacking[0]
         raise RunError(

@@ -26,6 +26,8 @@ EMBEDDING = ("embed", "lm_head")
 MODULES = (*ATTENTION, *FFN)
 Module = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "lm_head"]
 Origin = Literal["attention", "ffn", "embedding", "all"]
+TaskName = Annotated[str, Field(min_length=1, max_length=1000)]
+FILE_BYTES = 1_000_000  # of a YAML file; the longest that is sensible is some hundred times shorter
 
 
 class Part(BaseModel):
@@ -69,9 +71,10 @@ class Locate(Part):
     max_length: int = Field(
         512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
     )
-    task: tuple[str, ...] | None = Field(
+    task: tuple[TaskName, ...] | None = Field(
         None,
         min_length=1,
+        max_length=200,
         description="Tasks whose training examples locate; the run's own by default. Tuning and evaluation stay.",
     )
 
@@ -203,13 +206,16 @@ class Benchmark(Named):
 class Evaluate(Part):
     """What every model of the run is measured on."""
 
-    suites: tuple[str, ...] | None = Field(
+    suites: tuple[TaskName, ...] | None = Field(
         None,
+        max_length=200,
         description="Tasks whose test split is used; the run's own by default, none where it is empty and benchmarks "
         "are named.",
     )
     benchmarks: tuple[Benchmark, ...] = Field(
-        (), description="Public benchmarks, by name or as {name, file, shots, shots_file, chat, limit, …}."
+        (),
+        max_length=200,
+        description="Public benchmarks, by name or as {name, file, shots, shots_file, chat, limit, …}.",
     )
     limit: int | None = Field(None, ge=1, description="At most so many test items per suite and group.")
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = Field(
@@ -236,21 +242,30 @@ class RunConfig(Part):
 
     name: str = Field("", max_length=200, description="A title for the run.")
     pair: Pair
-    task: tuple[str, ...] = Field(
-        min_length=1, description="demo:people, a .jsonl file, a .csv fact table, a folder, or hub:org/name."
+    task: tuple[TaskName, ...] = Field(
+        min_length=1,
+        max_length=200,
+        description="demo:people, a .jsonl file, a .csv fact table, a folder, or hub:org/name.",
     )
     locate: Locate = Locate()
     similarity: Similarity = Similarity()
     method: MethodChoice = MethodChoice(name="seeking")
-    baselines: tuple[MethodChoice, ...] = Field((), description="Other methods, run with the same data and steps.")
-    controls: tuple[str, ...] = Field(
-        ("zero", "noise", "random_window"), description="Controls of the method; a gain counts only above all of them."
+    baselines: tuple[MethodChoice, ...] = Field(
+        (), max_length=200, description="Other methods, run with the same data and steps."
+    )
+    controls: tuple[Annotated[str, Field(max_length=100)], ...] = Field(
+        ("zero", "noise", "random_window"),
+        max_length=200,
+        description="Controls of the method; a gain counts only above all of them.",
     )
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws seeds, splits, random starts and the order of batches.")
     seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] | None = Field(
-        None, min_length=1, description="Repeat every method with each of these; locating uses `seed` for all."
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Repeat every method with each of these; locating uses `seed` for all.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are loaded in.")

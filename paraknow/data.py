@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paraknow import resources
+from paraknow import access, limits, resources
 from paraknow.errors import InputError
 
 GROUPS = ("known", "shown", "never_shown", "all")
@@ -199,7 +199,8 @@ def load_task(name: str, seed: int = 0) -> Task:
         return _load_folder(name, resources.suite_folder(name.removeprefix("demo:")), seed)
     if name.startswith("hub:"):
         return _load_hub(name, seed)
-    path = Path(name).expanduser()
+    path = access.place(name, "data", f"task {name!r}")
+    limits.check_data(path, f"task {name!r}")
     if path.is_dir():
         return _load_folder(name, path, seed)
     if is_table(name) and path.is_file():
@@ -248,10 +249,12 @@ def from_parts(name: str, parts: dict[str, list[Example]], seed: int) -> Task:
 def _load_hub(name: str, seed: int) -> Task:
     from datasets import load_dataset
 
+    access.hub_data(name.removeprefix("hub:"), f"task {name!r}")
     repository, _, revision = name.removeprefix("hub:").partition("@")
     part = None
     if repository.count("/") == 2 and not repository.startswith("/"):  # org/name/config
         repository, _, part = repository.rpartition("/")
+    _check_size(repository, revision, name)
     try:
         splits = load_dataset(repository, part, revision=revision or None)
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
@@ -269,6 +272,21 @@ def _load_hub(name: str, seed: int) -> Task:
     if "train" not in parts:
         raise InputError(f"task {name!r}: the dataset has no train split (it has {', '.join(splits)}).")
     return from_parts(name, parts, seed)
+
+
+def _check_size(repository: str, revision: str, name: str) -> None:
+    """Refuse to fetch a large dataset for a visitor; one whose size no hub tells is here already, or nowhere."""
+    if not limits.shared():
+        return
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi().dataset_info(repository, revision=revision or None, files_metadata=True)
+    except (HfHubHTTPError, OSError):
+        return
+    size = sum(file.size or 0 for file in info.siblings or [])
+    limits.check_download(f"task {name!r}", size, Path(constants.HF_HUB_CACHE))
 
 
 def sample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import checkpoints, checks, data, devices, methods, passes, recipes, resources
+from paraknow import access, checkpoints, checks, data, devices, methods, passes, recipes, resources
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
@@ -125,9 +125,12 @@ def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
     For a model that is not here, the folder holds what the table says, for methods' own checks, and only a mark of
     whose tokenizer it has, which is what checks of the vocabulary compare.
     """
-    folder = resources.demo_model(spec.removeprefix("demo:")) if spec.startswith("demo:") else Path(spec).expanduser()
-    if not folder.is_dir():
-        folder = _cached(spec) or folder
+    if spec.startswith("demo:"):
+        folder = resources.demo_model(spec.removeprefix("demo:"))
+    elif checkpoints.is_remote(spec):
+        folder = _cached(spec) or scratch
+    else:
+        folder = access.place(spec, "models", f"model {spec!r}")
     if (folder / "config.json").is_file():
         try:
             return json.loads((folder / "config.json").read_text(encoding="utf-8")), folder, "config.json"

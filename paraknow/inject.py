@@ -163,6 +163,8 @@ def adapted(student: Loaded, folder: Path) -> Iterator[Any]:
     wrapped = None
     try:
         try:
+            if not (folder / ADAPTER_FILE).is_file():  # peft would look for a pickle instead
+                raise OSError(f"{ADAPTER_FILE} is missing")
             wrapped = PeftModel.from_pretrained(student.model, str(folder))
             _check_keys(wrapped, folder)
         except (RuntimeError, ValueError, KeyError, OSError) as error:

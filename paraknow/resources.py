@@ -33,7 +33,7 @@ def demo_model(name: str) -> Path:
 def suite_folder(name: str) -> Path:
     """The folder of a demo suite's splits. Raises InputError for an unknown name."""
     folder = assets() / "suites" / name
-    if not folder.is_dir():
+    if not name.isidentifier() or not folder.is_dir():  # no way out of the suites by ".."
         known = ", ".join(sorted(f"demo:{p.name}" for p in (assets() / "suites").glob("*") if p.is_dir()))
         raise InputError(f"there is no demo task {name!r}; choose one of {known}.")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from paraknow import progress as progresses
 from paraknow.evaluate import words
@@ -27,7 +29,7 @@ class Bars:
         self.console = Console(stderr=True)
         self.on_interrupt = on_interrupt
         self.bars = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -62,19 +64,30 @@ class Bars:
 
         def report(step: int, total: int, message: str = "", **values: float) -> None:
             loss = f" loss {values['loss']:.3f}" if "loss" in values else ""
-            self.bars.update(task, completed=step, total=total, description=f"{name} {message}{loss}"[:28])
+            self.bars.update(task, completed=step, total=total, description=plain(f"{name} {message}{loss}")[:28])
             if self.bars.disable and (step >= total or time.time() - last[0] > 10):
                 last[0] = time.time()
-                print(
-                    f"{name}: {step}/{total} {message}{loss} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True
-                )
+                note(f"{name}: {step}/{total} {message}{loss} ({time.time() - began:.0f} s)")
 
         return report
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but the tab and the end of a line
+
+
+def plain(text: object) -> str:
+    """Text for a terminal: what models wrote and users named must not steer it (colours, links, the title)."""
+    return _CONTROL.sub("\ufffd", str(text))
+
+
+def say(text: str) -> None:
+    """Text on stdout."""
+    print(plain(text))
+
+
 def note(text: str) -> None:
     """One line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def carry_out(
@@ -136,7 +149,8 @@ class _Stop:
 
 def emit(values: dict[str, Any]) -> None:
     """Print one JSON object with schema_version."""
-    print(json.dumps({"schema_version": 1, **values}, ensure_ascii=False, allow_nan=False))
+    text = json.dumps({"schema_version": 1, **values}, ensure_ascii=False, allow_nan=False)
+    print(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text))  # JSON leaves some as they are
 
 
 def deltas_of(run: Run) -> list[dict[str, Any]]:
@@ -150,11 +164,11 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
     if not rows:
         print(f"{title}: nothing to show." if title else "Nothing to show.")
         return
-    shown = Table(title=title or None, show_edge=False)
+    shown = Table(title=Text(plain(title)) if title else None, show_edge=False)
     for column in rows[0]:
-        shown.add_column(column)
+        shown.add_column(Text(plain(column)))
     for row in rows:
-        shown.add_row(*(_text(row.get(column)) for column in rows[0]))
+        shown.add_row(*(Text(_text(row.get(column))) for column in rows[0]))  # not str: rich reads its own markup there
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
 
 
@@ -176,7 +190,7 @@ def budget_table(run: Run) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("[", r"\[")
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)
 
 
 def interval(value: float | None, bounds: list[float] | None, digits: int = 2) -> str:
@@ -207,6 +221,6 @@ def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
     table(made, title)
     examined = [r for r in rows if r["claim"] is not None]
     for r in examined or [r for r in rows if r["model"] not in ("student", "teacher")]:
-        print(f"{r['model']} on {r['suite']}, {r['group']}: {words.reading(r)}")
+        say(f"{r['model']} on {r['suite']}, {r['group']}: {words.reading(r)}")
     if rows:
         print("Hidden below: the smallest true difference that so many items show with probability 0.8.")

@@ -133,6 +133,17 @@ def test_a_failed_load_leaves_a_plain_student(tiny_pair, tmp_path):
     assert not any(p.requires_grad for p in student.model.parameters())
 
 
+def test_a_pickled_adapter_is_not_loaded(tiny_pair, tmp_path):
+    _, student = tiny_pair
+    out = tmp_path / "adapter"
+    with inject.attached(student, random_start(student)) as wrapped:
+        inject.export(wrapped, out, "somewhere/student", {})
+    torch.save(load_file(out / inject.ADAPTER_FILE), out / "adapter_model.bin")
+    (out / inject.ADAPTER_FILE).unlink()
+    with pytest.raises(RunError, match="safetensors is missing"), inject.adapted(student, out):
+        pass
+
+
 def test_a_misspelled_key_is_noticed(tiny_pair, tmp_path):
     _, student = tiny_pair
     out = tmp_path / "a"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import streamlit as st
 import yaml
 
+from paraknow import checkpoints, data
 from paraknow import config as configs
-from paraknow import data
 from paraknow.checks import check
 from paraknow.config import RunConfig
 from paraknow.devices import free_bytes
@@ -32,11 +31,7 @@ class Estimate:
 
 def remote(config: RunConfig) -> list[str]:
     """Models and tasks that a hub would be asked for: never done while somebody types."""
-    models = [
-        spec
-        for spec in (config.pair.teacher, config.pair.student)
-        if spec.count("/") == 1 and not spec.startswith((".", "/", "~", "demo:")) and not os.path.isdir(spec)
-    ]
+    models = [spec for spec in (config.pair.teacher, config.pair.student) if checkpoints.is_remote(spec)]
     tasks = [t for t in config.all_tasks if t.startswith("hub:")]
     return [*models, *tasks, *(b.title for b in config.evaluate.benchmarks if b.file is None)]
 

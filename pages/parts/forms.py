@@ -62,7 +62,8 @@ def field(model: type[BaseModel], name: str, path: str, options: list[str] | Non
         st.session_state[key] = str(st.session_state[key])
         known = list(dict.fromkeys([*words, str(info.default), st.session_state[key]]))
         picked = st.selectbox(title, known, accept_new_options=True, **common)
-        return picked if picked in words or not str(picked).isdecimal() else int(picked)
+        number = str(picked).isdecimal() and len(str(picked)) < 20
+        return int(picked) if number and picked not in words else picked
     if get_origin(kind) is Literal:
         return st.selectbox(title, get_args(kind), **common)
     if get_origin(kind) is tuple:

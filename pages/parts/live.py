@@ -46,7 +46,7 @@ def progress(run: Run, status: dict[str, Any]) -> None:
             else "time left not known yet"
         )
         count = f"step {step} of {total}" if total else "starting"
-        st.markdown(f"{icon} **Running**: stage {number} of {len(STAGES)}, {stage} · {count} · {left}")
+        st.markdown(f"{icon} **Running**: stage {number} of {len(STAGES)}, {shell.escape(stage)} · {count} · {left}")
         if run.cancelled():
             st.caption(f"It is asked to stop; if it has not after {queue.HARD:.0f} s, its process is ended.")
         elif "silent" in status:
@@ -59,9 +59,11 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         took = status["finished"] - status["started"]
     names = {"done": "Done", "failed": "Failed", "cancelled": "Cancelled", "lost": "Lost: its process is gone"}
     done = ", ".join(s for s in STAGES if s in finished) or "none"
-    st.markdown(f"{icon} **{names.get(state, state)}** after {shell.duration(took)} · finished stages: {done}")
+    st.markdown(
+        f"{icon} **{names.get(state) or shell.escape(state)}** after {shell.duration(took)} · finished stages: {done}"
+    )
     if status.get("error"):
-        st.error(shell.escape(status["error"]))
+        st.error(shell.sentence(status["error"]))
 
 
 def told_losses(run: Run) -> pd.DataFrame:
@@ -137,7 +139,7 @@ def buttons(run: Run, state: str) -> None:
             queue.resume(run)
             st.rerun()
         except ParaKnowError as error:
-            st.error(shell.escape(str(error)))
+            st.error(shell.sentence(error))
     if state == "done":
         shell.link("benchmarks", "See what it measured", run, ":material/bar_chart:")
 

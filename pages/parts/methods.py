@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell
-from paraknow import checkpoints, checks, methods, passes
+from paraknow import access, checkpoints, checks, methods, passes
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError
 from paraknow.figures import steps
@@ -79,7 +79,7 @@ def refusals(teacher: str, student: str) -> dict[str, str]:
             if method.check:
                 method.check(*pair, method.settings())
         except ParaKnowError as error:
-            found[name] = str(error)
+            found[name] = access.said(str(error))
     return found
 
 
@@ -163,7 +163,9 @@ def budgets(run: Run, titles: dict[str, str]) -> None:
         return
     shown = by_model(found).assign(title=lambda t: [titles.get(m, m) for m in t.model])
     for line in shown[shown.more != ""].itertuples():
-        st.markdown(f"▲ **{shell.escape(line.title)}** was given more than the examined method: {line.more}.")
+        st.markdown(
+            f"▲ **{shell.escape(line.title)}** was given more than the examined method: {shell.escape(line.more)}."
+        )
     if not (shown.more != "").any():
         st.markdown("No model was given more than the examined method.")
     counts = {

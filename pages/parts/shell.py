@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts.artifacts import NotThere
+from paraknow import access
 from paraknow.runs import store
 from paraknow.runs.store import Run
 
@@ -22,6 +23,11 @@ STATE_ICONS = {
     "cancelled": ":material/cancel:",
     "lost": ":material/help:",
 }
+# Drawn here: Streamlit would fetch the picture of an icon of its own from the internet, for every visitor.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><g fill="none" stroke="#1F6FB2" stroke-width="2.5">'
+    '<path d="M8 20V5M3.5 9.5 8 5l4.5 4.5"/><path d="M16 4v15M11.5 14.5 16 19l4.5-4.5"/></g></svg>'
+)
 PLOTLY = {
     "displaylogo": False,
     "toImageButtonOptions": {"format": "svg"},
@@ -29,9 +35,24 @@ PLOTLY = {
 }
 
 
+# What Streamlit replaces in finished text, backslashes or not: addresses become links, shortcodes icons, -- a dash.
+_REPLACED = re.compile(
+    r"(?<=[a-z]:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=[-\w]+\.)|(?<=:)(?=material/|[\w+-]+:)|(?<=[<>~-])(?=[=>-])",
+    re.IGNORECASE,
+)
+JOINER = "\u2060"  # takes no room and lets no line break: two characters with it between them are no longer a pair
+
+
 def escape(text: object) -> str:
-    """Text of users' making inside Markdown: every character that Markdown could read gets a backslash."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])", r"\\\1", " ".join(str(text).split()))
+    """Text of users' making inside Markdown, to be shown as it is: every character that Markdown could read gets a
+    backslash, control characters a sign in their place, and what Streamlit would replace afterwards is taken apart."""
+    seen = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\ufffd", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])", r"\\\1", _REPLACED.sub(JOINER, seen))
+
+
+def sentence(error: object) -> str:
+    """What an error says, as Markdown; a shared page names no path outside the folders that may be opened."""
+    return escape(access.said(str(error)))
 
 
 def when(seconds: float | None) -> str:
@@ -95,7 +116,7 @@ def pick_run() -> None:
         if asked in ids:
             choose(asked)
         else:
-            state["wrong_run"] = asked
+            state["wrong_run"] = asked[:120]
     if state.get("run") not in ids:
         state.pop("run", None)
         if ids:
@@ -117,7 +138,7 @@ def pick_run() -> None:
             facts = store.summary(run)
             if facts["name"]:
                 st.caption(escape(facts["name"]))
-            st.caption(f"{STATE_ICONS.get(facts['state'], '')} {facts['state']} · {when(facts['created'])}")
+            st.caption(f"{STATE_ICONS.get(facts['state'], '')} {escape(facts['state'])} · {when(facts['created'])}")
             if run.recorded:
                 st.caption("Recorded with the package: shown as it was, nothing is computed.")
             elif run.imported:
@@ -162,10 +183,11 @@ def heading(title: str, what: str, run: Run | None) -> None:
     st.markdown(what)
     if run is not None:
         facts = store.summary(run)
+        state = f"{STATE_ICONS.get(facts['state'], '')} {escape(facts['state'])}"
         pair = f"{facts['teacher'] or MISSING} → {facts['student'] or MISSING}"
         parts = [facts["name"] or run.id, pair, facts["task"] or MISSING, facts["method"] or MISSING]
         st.caption(
-            f"**Run** {' · '.join(escape(p) for p in parts)} · {STATE_ICONS.get(facts['state'], '')} {facts['state']}"
+            f"**Run** {' · '.join(escape(p) for p in parts)} · {state}"
             + (" · recorded" if run.recorded else " · imported: read-only" if run.imported else "")
         )
 
@@ -183,7 +205,7 @@ def read(reader: Any, *arguments: Any) -> Any:
     try:
         return reader(*arguments)
     except NotThere as reason:
-        st.info(escape(str(reason)), icon=":material/info:")
+        st.info(sentence(reason), icon=":material/info:")
         return None
 
 

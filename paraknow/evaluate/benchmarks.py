@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from paraknow import access, limits
 from paraknow.config import Benchmark, Evaluate
 from paraknow.errors import InputError
 from paraknow.evaluate import catalogue, own, records
@@ -145,8 +145,13 @@ def _read(benchmark: Benchmark, leaf: Leaf) -> tuple[list[Record], list[Record] 
     """(test records, records of worked examples or None where none were given)."""
     assert benchmark.file is not None
     tested, shown = _split_names(leaf)
-    examples = records.read(benchmark.shots_file) if benchmark.shots_file is not None else None
-    folder = Path(benchmark.file).expanduser()
+    where = f"evaluate.benchmarks.{benchmark.title}"
+    shots = access.place(benchmark.shots_file, "data", f"{where}.shots_file") if benchmark.shots_file else None
+    examples = None if shots is None else records.read(shots)
+    folder = access.place(benchmark.file, "data", f"{where}.file")
+    for path in (folder, shots):
+        if path is not None:
+            limits.check_data(path, where)
     if examples is None and shown not in (None, tested) and records.of_split(folder, [str(shown)]):
         examples = records.read(folder, [str(shown)])
     return records.read(folder, [tested]), examples

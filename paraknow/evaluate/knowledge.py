@@ -11,12 +11,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from paraknow import data, facts
+from paraknow import access, data, facts
 from paraknow.checkpoints import BYTES, Checkpoint, find
 from paraknow.data import Example
 from paraknow.devices import free_bytes
@@ -87,8 +86,9 @@ def audit_pair(
 
 def questions(task: str, seed: int = 0) -> list[Example]:
     """What an audit asks: all facts of a table in their test wording, else a task's test split. Raises InputError."""
-    if data.is_table(task) and Path(task).expanduser().is_file():
-        return [example for _, example in facts.read(Path(task).expanduser(), seed).questions()]
+    table = access.found(task, "data") if data.is_table(task) else None
+    if table and table.is_file():
+        return [example for _, example in facts.read(table, seed).questions()]
     found = list(data.load_task(task, seed).test)
     if not found:
         raise InputError(f"task {task!r}: its test split is empty.")

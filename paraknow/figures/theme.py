@@ -59,8 +59,9 @@ def styles(kinds: dict[str, str]) -> dict[str, Style]:
 
 
 def plain(text: object) -> str:
-    """Text for a Plotly label: what users typed must not be read as markup or as a formula."""
-    return html.escape(re.sub(r"[\x00-\x1f]", " ", str(text)), quote=False).replace("$", "&#36;")
+    """Text for a Plotly label: what users typed must not be read as markup, as a formula or as a place for a value."""
+    escaped = html.escape(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text)), quote=False)
+    return escaped.replace("$", "&#36;").replace("%{", "&#37;{")
 
 
 def short(text: object, length: int = 34) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from paraknow import devices
+from paraknow import access, devices, limits
 from paraknow.checks import Checked, check
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
@@ -36,6 +36,7 @@ def submit(config: RunConfig, root: Path | None = None, priority: int = 0) -> Ru
 
     Raises InputError or ResourceError before anything is written.
     """
+    _check_room(root)
     check(config)
     run = store.create(config, root, priority=priority)
     ensure_workers(root)
@@ -45,12 +46,18 @@ def submit(config: RunConfig, root: Path | None = None, priority: int = 0) -> Ru
 def resume(run: Run, root: Path | None = None) -> Checked:
     """Queue a failed, cancelled or lost run again; finished stages are kept. Raises InputError for a read-only one."""
     run.refuse_read_only()
+    _check_room(root)
     checked = check(run.config())
     with run.lock():  # a process that is about to end writes its last word first
         run.path("cancel").unlink(missing_ok=True)
+        access.keep(run.folder)
         run.update(state="queued", error=None)
     ensure_workers(root)
     return checked
+
+
+def _check_room(root: Path | None) -> None:
+    limits.check_queue(len(waiting(root)), len(store.listing(root)), root or store.runs_folder())
 
 
 def prioritise(run: Run, priority: int) -> None:
@@ -156,9 +163,10 @@ def start_worker(root: Path, device: str, idle: float = IDLE) -> subprocess.Pope
     root.mkdir(parents=True, exist_ok=True)
     about = ["--runs", str(root.resolve()), "--device", device, "--idle", str(idle)]
     command = [sys.executable, "-m", "paraknow.runs.supervisor", *about]
+    environment = {k: v for k, v in os.environ.items() if k != access.VARIABLE}  # every run brings its own limits
     with (root / "worker.log").open("ab") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ.copy()
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
         )
 
 

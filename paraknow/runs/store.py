@@ -26,8 +26,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from paraknow import access, files, limits, resources, yamls
 from paraknow import config as configs
-from paraknow import files, resources, yamls
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
 from paraknow.runs import artifacts, index
@@ -222,6 +222,7 @@ def create(config: RunConfig, root: Path | None = None, state: str = "queued", p
         place = {"number": number, "priority": priority, "device": config.device}
         status: dict[str, Any] = {"state": state, "stages": [], "created": now, "heartbeat": now, **place}
         files.write_json(folder / "status.json", status)
+        access.keep(folder)
         Run(folder).reserve()
     return Run(root / name)
 
@@ -278,7 +279,8 @@ def recorded_runs() -> list[Run]:
 
 
 def delete(run: Run) -> None:
-    """Remove a run folder. Raises InputError for a recorded run or one that is being worked on."""
+    """Remove a run folder. Raises InputError for a recorded run, one that is being worked on, or on a shared page."""
+    limits.refuse("deleting a run")
     if run.recorded:
         raise InputError(f"run {run.id} is recorded with the package and cannot be deleted.")
     doomed = run.folder.with_name(f".deleted-{run.id}")

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from paraknow import access, limits
 from paraknow.checkpoints import files_state
 from paraknow.checks import check
 from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
@@ -48,6 +49,7 @@ class Reporter:
             self.run.event(stage=self.stage, step=step, total=total, message=message, **values)
         if self.run.cancelled():
             raise Cancelled(f"run {self.run.id} was cancelled in stage {self.stage}.")
+        limits.check_time(time.monotonic() - self.began, self.stage)
         self.show(step, total, message, **values)
         now = time.monotonic()
         if not self.marks:
@@ -93,7 +95,8 @@ def execute(
         try:
             run.reserve()
             _begin(run)
-            with _beating(run), queue.device_held(run, run.config().device, from_queue, _waiting(run)):
+            held = queue.device_held(run, run.config().device, from_queue, _waiting(run))
+            with access.of_run(run.folder), _beating(run), held:
                 _execute(run, until, skip, show, warm)
         except Cancelled:
             run.update(state="cancelled", finished=time.time(), error=None)
