@@ -27,7 +27,6 @@ MODULES = (*ATTENTION, *FFN)
 Module = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "lm_head"]
 Origin = Literal["attention", "ffn", "embedding", "all"]
 TaskName = Annotated[str, Field(min_length=1, max_length=1000)]
-FILE_BYTES = 1_000_000  # of a YAML file; the longest that is sensible is some hundred times shorter
 
 
 class Part(BaseModel):

@@ -171,7 +171,7 @@ def test_sentences_of_a_shared_page_name_no_other_path(shared: Path, monkeypatch
 @pytest.fixture
 def queued(shared: Path, runs: Path, monkeypatch) -> list[list[str]]:
     """Queueing without a worker."""
-    monkeypatch.setattr(queue, "ensure_worker", lambda *a, **k: None)
+    monkeypatch.setattr(queue, "ensure_workers", lambda *a, **k: None)
     monkeypatch.setattr(limits, "FREE", 0)
     return []
 
@@ -199,7 +199,7 @@ def test_a_run_keeps_the_limits_of_the_page_that_queued_it(shared: Path, runs: P
 def test_a_worker_takes_no_limits_from_the_page_that_starts_it(shared: Path, runs: Path, monkeypatch) -> None:
     started = []
     monkeypatch.setattr(queue.subprocess, "Popen", lambda command, **options: started.append(options["env"]))
-    queue.ensure_worker()
+    queue.start_worker(runs, "cpu")
     assert len(started) == 1 and access.VARIABLE not in started[0] and "PATH" in started[0]
 
 
@@ -277,10 +277,3 @@ def test_lists_and_names_have_a_longest_length(changes: dict) -> None:
     with pytest.raises(InputError) as error:
         configs.parse({**QUICK, **changes})
     assert len(str(error.value)) < 400
-
-
-def test_a_config_file_has_a_largest_size(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text("#" * (configs.FILE_BYTES + 1))
-    with pytest.raises(InputError, match="a config has at most"):
-        configs.load(file)

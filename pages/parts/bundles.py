@@ -8,8 +8,9 @@ from pathlib import Path
 import streamlit as st
 
 from pages.parts import shell
+from paraknow import limits
 from paraknow.errors import ParaKnowError
-from paraknow.runs import bundle
+from paraknow.runs import bundle, store
 from paraknow.runs.store import Run
 
 LARGEST = 64  # MiB that pass through the server's memory, either way; the command line has no such limit
@@ -20,7 +21,7 @@ def download(run: Run) -> None:
     try:
         size = sum(path.stat().st_size for path in bundle.files_of(run))
     except (ParaKnowError, OSError) as error:
-        st.caption(f"No bundle: {shell.escape(str(error))}")
+        st.caption(f"No bundle: {shell.sentence(error)}")
         return
     if size > LARGEST * 2**20:
         st.caption(f"Bundle: with {shell.size(size)} too large for this page; on the command line:")
@@ -36,7 +37,7 @@ def download(run: Run) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 made = bundle.export(run, Path(folder, f"{run.id}.zip")).read_bytes()
         except (ParaKnowError, OSError) as error:
-            st.error(shell.escape(str(error)))
+            st.error(shell.sentence(error))
             return
         st.download_button(
             f"Download {run.id}.zip ({len(made) / 2**20:.1f} MiB)",
@@ -64,7 +65,7 @@ def upload() -> None:
     if said := st.session_state.pop("r.imported", None):
         st.success(shell.escape(said))
     if refused := st.session_state.pop("r.refused", None):
-        st.error(shell.escape(refused))
+        st.error(shell.sentence(refused))
 
 
 def _take() -> None:
@@ -74,6 +75,7 @@ def _take() -> None:
         path = Path(folder, "upload.zip")
         path.write_bytes(given.getbuffer())
         try:
+            limits.check_queue(0, len(store.listing()), store.runs_folder())
             run, known = bundle.import_(path, called=given.name)
         except (ParaKnowError, OSError) as error:
             st.session_state["r.refused"] = str(error)
