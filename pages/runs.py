@@ -21,7 +21,7 @@ if not runs:
 
 def listing() -> None:
     """The table, filtered."""
-    facts = pd.DataFrame([store.summary(r) for r in runs])
+    facts = pd.DataFrame([*store.listing(), *(store.summary(r) for r in store.recorded_runs())])
     a, b = st.columns([3, 2])
     text = a.text_input(
         "Filter", key="r.text", placeholder="part of an id, name, model, task or method", persist_state="session"
@@ -93,7 +93,7 @@ def one(run: Run) -> None:
     ):
         with column:
             shell.link(page, f"Open in {label}", run)
-    a, b, c, d = st.columns(4)
+    a, b, c, d, e = st.columns(5)
     state = status.get("state")
     if a.button(
         "Cancel",
@@ -114,6 +114,14 @@ def one(run: Run) -> None:
             st.rerun()
         except ParaKnowError as error:
             st.error(shell.escape(str(error)))
+    if e.button(
+        "Clone with changes",
+        icon=":material/content_copy:",
+        key="r.clone",
+        help="A new run: the form on the Transfer page is filled with this run's settings.",
+    ):
+        st.session_state["t.refill"] = run.id
+        st.switch_page("pages/transfer.py", query_params={"run": run.id})
     if c.button("Delete …", disabled=run.recorded or state == "running", icon=":material/delete:", key="r.delete"):
         confirm_delete(run)
     try:

@@ -238,6 +238,8 @@ if watching:
     the_run()
 if "t.pair.teacher" not in st.session_state:
     fill(configs.parse(QUICK))
+if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the Runs page
+    refill(asked)
 st.subheader("Settings")
 presets()
 values = form()

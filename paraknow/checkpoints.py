@@ -19,6 +19,7 @@ from paraknow import resources
 from paraknow.architecture import Architecture, from_config
 from paraknow.config import EMBEDDING, MODULES, STITCHED_ROWS, Locate, Similarity
 from paraknow.errors import InputError
+from paraknow.progress import Progress, silent
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -161,16 +162,17 @@ def _state(file: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _hash(found: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(found):
+def _hash(found: Iterable[Path], progress: Progress = silent) -> str:
+    digest, files = hashlib.sha256(), sorted(found)
+    for number, file in enumerate(files):
         digest.update(f"{file.name}:{_file_hash(file, *_state(file))}".encode())
+        progress(number + 1, len(files))
     return digest.hexdigest()
 
 
-def weights_hash(checkpoint: Checkpoint) -> str:
-    """One SHA-256 over the checkpoint's weight files, in name order."""
-    return _hash(checkpoint.folder.glob("*.safetensors"))
+def weights_hash(checkpoint: Checkpoint, progress: Progress = silent) -> str:
+    """One SHA-256 over the checkpoint's weight files, in name order; progress counts files."""
+    return _hash(checkpoint.folder.glob("*.safetensors"), progress)
 
 
 def _loaded_from(checkpoint: Checkpoint) -> list[Path]:

@@ -59,7 +59,11 @@ def run_command(
     override: Set = None,
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
     resume: Annotated[str | None, typer.Option(help="Go on with a broken run, by id.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="A new run with the settings of this one, by id; --set changes some.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Queue it for the worker instead.")] = False,
+    priority: Annotated[int, typer.Option(help="With --detach: higher goes first.")] = 0,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show every setting and stop.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Run a shipped recipe by name; see `paraknow recipes`.")] = None,
     dry_run: Annotated[
@@ -77,7 +81,7 @@ def run_command(
     if until not in STAGE_NAMES:
         raise InputError(f"--until {until!r}: choose one of {', '.join(STAGE_NAMES)}.")
     if resume:
-        if config or override or recipe or dry_run:
+        if config or override or recipe or like or dry_run:
             raise InputError("--resume goes on with a run as it was set; leave every other setting out.")
         run = store.find(resume)
         run.refuse_read_only()
@@ -85,9 +89,14 @@ def run_command(
             raise InputError(f"run {run.id} is being worked on by another process.")
         check(run.config())
     else:
-        if (config is None) == (recipe is None):
-            raise InputError("give a config file or --recipe NAME, or --resume with a run's id.")
-        if recipe:
+        if sum(source is not None for source in (config, recipe, like)) != 1:
+            raise InputError("give a config file, --recipe NAME or --like RUN, or --resume with a run's id.")
+        if priority and not detach:
+            raise InputError("--priority orders the queue; it needs --detach.")
+        if like:
+            file = store.find(like).path("config.yaml")
+            wanted = configs.load(file, override)
+        elif recipe:
             wanted = configs.parse(configs.overridden(recipes.find(recipe).config, override), f"recipe {recipe}")
         else:
             assert config is not None
@@ -99,7 +108,7 @@ def run_command(
             cli_sweep.dry_run(wanted, as_json)
             return
         if detach:
-            run = queue.submit(wanted)
+            run = queue.submit(wanted, priority=priority)
             emit({"run": run.id, "folder": str(run.folder)}) if as_json else print(f"Queued as {run.id}.")
             return
         check(wanted)
@@ -309,6 +318,21 @@ def doctor(as_json: Json = False) -> None:
     emit({"checks": rows}) if as_json else table(rows, "This machine")
     if not all(r["ok"] for r in rows):
         raise ParaKnowError("something is missing; see the lines that are not ok.")
+
+
+@app.command()
+def worker(
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, cuda:1 …; auto: the first GPU, else the CPU.")] = "auto",
+    idle: Annotated[
+        float | None, typer.Option(min=0, help="Leave after so many seconds without a run; stays by default.")
+    ] = None,
+) -> None:
+    """Work through the queue on one device, until Ctrl-C. The dashboard starts one by itself where none lives."""
+    from paraknow.runs import store, supervisor
+
+    name = supervisor.device_named(device)
+    note(f"Working on {name} through the queue in {store.runs_folder()}; Ctrl-C ends it.")
+    supervisor.serve(store.runs_folder(), name, idle)
 
 
 @app.command("app")

@@ -1,8 +1,9 @@
-"""`paraknow runs …`: list, show, compare, export, import, cancel, delete. Thin, like the rest of the command line."""
+"""`paraknow runs …`: list, show, compare, export, cancel, delete and more. Thin, like the rest of the command line."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from paraknow.errors import InputError
 from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, note, table
 
-app = typer.Typer(help="List, show, compare, export, import, cancel and delete runs.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare, export, import, cancel, resume and delete runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -20,7 +21,7 @@ def runs_list(as_json: Json = False) -> None:
     """All runs, newest first."""
     from paraknow.runs import store
 
-    rows = [store.summary(run) for run in store.all_runs()]
+    rows = [*store.listing(), *(store.summary(run) for run in store.recorded_runs())]
     if as_json:
         emit({"runs": rows})
     else:
@@ -162,6 +163,34 @@ def _short(value: Any, most: int = 80) -> Any:
     return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
 
 
+@app.command("log")
+def runs_log(
+    run_id: str,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of its end.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+) -> None:
+    """The end of a run's log (worker.log in its folder)."""
+    from paraknow.runs import store
+    from paraknow.runs.events import Lines, harmless
+
+    run = store.find(run_id)
+    log = Lines(run.path("worker.log"))
+    if not log.path.is_file() and not (follow and run.status().get("state") in ("queued", "running")):
+        raise InputError(f"run {run.id} has written no log.")
+    found = log.last(lines)
+    while True:
+        for line in found:
+            print(harmless(line), flush=True)
+        if not follow:
+            return
+        ended = run.status().get("state") not in ("queued", "running")  # asked before reading: nothing is missed
+        found = log.new()
+        if ended and not found:
+            return
+        if not found:
+            time.sleep(0.5)
+
+
 @app.command("rescore")
 def runs_rescore(run_id: str) -> None:
     """Compute a run's intervals and shares anew from its stored items, by today's formulas."""
@@ -173,15 +202,52 @@ def runs_rescore(run_id: str) -> None:
 
 @app.command("cancel")
 def runs_cancel(run_id: str) -> None:
-    """Stop a run at its next step; what it has finished is kept."""
-    from paraknow.runs import store
+    """Stop a run at its next step, at the latest after ten seconds; what it has finished is kept."""
+    import time
+
+    from paraknow.runs import queue, store
 
     run = store.find(run_id)
     run.refuse_read_only()
     if run.status().get("state") not in ("queued", "running", "lost"):
         raise InputError(f"run {run.id} is not queued or running.")
     run.cancel()
-    print(f"Run {run.id} is asked to stop.")
+    until = time.monotonic() + queue.HARD + 5
+    while run.status().get("state") == "running" and time.monotonic() < until:
+        time.sleep(0.2)
+        queue.enforce_cancel(run)
+    state = run.status().get("state")
+    print(f"Run {run.id} is asked to stop." if state == "running" else f"Run {run.id} is {state}.")
+
+
+@app.command("resume")
+def runs_resume(run_id: str) -> None:
+    """Queue a failed, cancelled or lost run again; it goes on after its last finished stage."""
+    from paraknow.runs import queue, store
+
+    run = store.find(run_id)
+    run.refuse_read_only()
+    if run.status().get("state") not in ("failed", "cancelled", "lost"):
+        raise InputError(f"run {run.id} is not failed, cancelled or lost.")
+    queue.resume(run)
+    print(f"Run {run.id} is queued again.")
+
+
+@app.command("priority")
+def runs_priority(
+    run_id: str,
+    priority: Annotated[int | None, typer.Argument(help="Higher goes first; without it, before all others.")] = None,
+) -> None:
+    """Let a queued run be taken earlier or later."""
+    from paraknow.runs import queue, store
+
+    run = store.find(run_id)
+    if priority is None:
+        queue.first(run)
+    else:
+        queue.prioritise(run, priority)
+    place = [row["id"] for row in queue.waiting() if row["state"] == "queued"].index(run.id)
+    print(f"Run {run.id} is number {place + 1} in the queue.")
 
 
 @app.command("delete")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from paraknow.errors import RunError
 from paraknow.files import replacing_folder
 from paraknow.methods.base import Align, Start
 from paraknow.models import Loaded
+from paraknow.progress import Progress, silent
 
 MOVING, FROZEN = "moving", "frozen"
+WAIT = 0.3  # seconds between two looks at the fresh process
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -244,12 +248,13 @@ def probe_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def reload_check(
-    student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.Tensor], work: Path
+    student: Loaded, ids: torch.Tensor, expected: dict[Path, torch.Tensor], work: Path, progress: Progress = silent
 ) -> dict[str, float]:
     """Load each exported adapter on the plain student, or each exported checkpoint, in a fresh process; compare logits.
 
     `expected` maps a result's folder to the logits (tokens, V) it gave in memory on the prompt `ids`. Returns
-    the largest absolute difference per folder. Raises RunError where one is above the tolerance (1e-4 in float32).
+    the largest absolute difference per folder. progress counts folders and is called while one is waited for.
+    Raises RunError where a difference is above the tolerance (1e-4 in float32).
     """
     from safetensors.torch import save_file
 
@@ -258,23 +263,41 @@ def reload_check(
     folders = list(expected)
     tensors = {"ids": ids.cpu()} | {str(index): expected[folder].clone() for index, folder in enumerate(folders)}
     dtype = str(student.model.dtype).removeprefix("torch.")
-    command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, student.device.type]
+    command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, str(student.device)]
     try:
         save_file(tensors, file)
-        done = subprocess.run(
-            [*command, str(file), *map(str, folders)], capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
+        code, said, error = _watched([*command, str(file), *map(str, folders)], len(folders), progress)
     finally:
         file.unlink(missing_ok=True)
-    if done.returncode:
-        raise RunError(f"reload check: the fresh process failed: {''.join(done.stderr.strip().splitlines()[-1:])}")
-    differences = dict(zip(map(str, folders), json.loads(done.stdout.splitlines()[-1]), strict=True))
+    if code:
+        raise RunError(f"reload check: the fresh process failed: {''.join(error.strip().splitlines()[-1:])}")
+    differences = dict(zip(map(str, folders), map(json.loads, said.splitlines()), strict=True))
     for folder, difference in differences.items():
         # float32 keeps seven digits, so the limit grows with the logits themselves
         limit = TOLERANCE[student.model.dtype] * max(1.0, float(expected[Path(folder)].abs().max()) / 10)
         if not difference <= limit:
             raise RunError(f"reload check: {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e}).")
     return differences
+
+
+def _watched(command: list[str], lines: int, progress: Progress) -> tuple[int, str, str]:
+    """A process's exit code, output and errors. It is waited for with progress in lines of output, and killed where
+    that raises."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors, stdin=subprocess.DEVNULL)
+        try:
+            waiting = True
+            while waiting:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(WAIT)
+                    waiting = False
+                progress(min(lines, os.pread(out.fileno(), 2**20, 0).count(b"\n")), lines)
+        finally:
+            process.kill()
+            process.wait()
+        for stream in (out, errors):
+            stream.seek(0)
+        return process.returncode, out.read(), errors.read()
 
 
 def merge(student: Loaded, folder: Path, out: Path) -> None:

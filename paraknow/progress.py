@@ -16,6 +16,22 @@ def silent(step: int, total: int, message: str = "", **values: float) -> None:
     """Progress for a caller who does not want any."""
 
 
+class Beating:
+    """Progress whose last report can be made again, so that a stage is cancelled within a long step too."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.last: tuple[int, int, str] = (0, 1, "")
+
+    def __call__(self, step: int, total: int, message: str = "", **values: float) -> None:
+        self.last = (step, total, message)
+        self.progress(step, total, message, **values)
+
+    def beat(self) -> None:
+        """Nothing new, but still at it."""
+        self.progress(*self.last)
+
+
 def part(progress: Progress, before: int, whole: int, title: str = "", scale: int | None = None) -> Progress:
     """Progress of one part of a longer job: its steps are counted on from `before`, out of the job's `whole`.
 

@@ -1,8 +1,8 @@
 """The fresh process of the reload check: plain transformers and peft, nothing of the run's own state.
 
 Usage: python -m paraknow.reload CHECKPOINT DTYPE DEVICE PROBE.safetensors FOLDER...
-Each folder is an adapter of the checkpoint, or a checkpoint of its own. Prints a JSON list: the largest absolute
-difference of logits per folder.
+Each folder is an adapter of the checkpoint, or a checkpoint of its own. Prints a line for each as soon as it is known:
+the largest absolute difference of logits, a JSON number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ def main(arguments: list[str]) -> None:
 
     checkpoint, dtype, device, probe, *folders = arguments
     tensors = load_file(probe)
-    differences = []
     for index, folder in enumerate(folders):
         own = (Path(folder) / "config.json").is_file()
         base = folder if own else checkpoint
@@ -29,8 +28,7 @@ def main(arguments: list[str]) -> None:
         loaded = (model.to(device) if own else PeftModel.from_pretrained(model.to(device), folder)).eval()
         with torch.no_grad():
             logits = loaded(input_ids=tensors["ids"][None].to(device)).logits[0].float().cpu()
-        differences.append(float((logits - tensors[str(index)]).abs().max()))
-    print(json.dumps(differences))
+        print(json.dumps(float((logits - tensors[str(index)]).abs().max())), flush=True)
 
 
 if __name__ == "__main__":

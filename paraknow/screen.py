@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ from paraknow.runs.store import Run
 
 
 class Bars:
-    """One bar per stage on stderr. Ctrl-C calls `on_interrupt` first, so that the run ends at a step."""
+    """One bar per stage on stderr. Ctrl-C calls `on_interrupt`, so that the run ends at a step."""
 
     def __init__(self, on_interrupt: Callable[[], None] | None = None):
         self.console = Console(stderr=True)
@@ -88,9 +89,49 @@ def carry_out(
     from paraknow.runs.worker import execute, quiet
 
     quiet()
-    signal.signal(signal.SIGTERM, lambda *_: run.cancel())
-    with Bars(on_interrupt=run.cancel) as bars:
+    stop = _Stop(run)
+    signal.signal(signal.SIGTERM, lambda *_: stop())
+    with Bars(on_interrupt=stop) as bars:
         execute(run, until, skip, bars.stage, warm=warm)
+
+
+class _Stop:
+    """What Ctrl-C does to a run in the foreground: it ends at its next step; one that does not within HARD seconds, or
+    on a second Ctrl-C, is ended with the process. What it has finished is kept either way."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.asked = False
+
+    def __call__(self) -> None:
+        import threading
+
+        from paraknow.runs.queue import HARD
+
+        if self.asked:
+            self._now("it was cancelled twice.")
+        self.asked = True
+        self.run.cancel()
+        note(f"Stopping at the next step; at once on a second Ctrl-C, or after {HARD:.0f} s.")
+        timer = threading.Timer(HARD, self._now, [f"it did not stop within {HARD:.0f} s of being cancelled."])
+        timer.daemon = True
+        timer.start()
+
+    def _now(self, why: str) -> None:
+        import os
+
+        import psutil
+
+        from paraknow.runs import processes
+
+        if not self.run.locked():
+            return  # it has stopped by itself meanwhile
+        note(f"paraknow: run {self.run.id}: {why}")
+        with suppress(OSError):  # no space, or the lock is held by what is to be ended: the run is lost, not cancelled
+            self.run.update(state="cancelled", finished=time.time(), error=why)
+        for child in psutil.Process().children():
+            processes.end(child, 1.0)
+        os._exit(130)
 
 
 def emit(values: dict[str, Any]) -> None:

@@ -16,8 +16,9 @@ import torch
 
 from paraknow.config import Tune
 from paraknow.data import Encoded, padded
-from paraknow.errors import RunError
+from paraknow.errors import Cancelled, RunError
 from paraknow.progress import Progress, silent
+from paraknow.savepoint import Savepoint, fingerprint, log
 
 WINDOW, PATIENCE, RISE, MARGIN = 5, 5, 3.0, 0.1
 COPIES = 20  # the best state is looked for about so many times in a run, and at the end of every epoch
@@ -85,6 +86,56 @@ class _Watch:
             torch._foreach_copy_([p.detach() for p in self.moving], self.kept)
 
 
+class _Course:
+    """A tuning between two steps, to and from a savepoint: all that its next step depends on.
+
+    The order of the data and the learning rate follow from the number of steps alone.
+    """
+
+    def __init__(self, savepoint: Savepoint, optimizer: torch.optim.Optimizer, watch: _Watch, given: str) -> None:
+        self.savepoint, self.optimizer, self.watch, self.given = savepoint, optimizer, watch, given
+
+    def resume(self) -> tuple[int, int]:
+        """Put everything as the savepoint has it; the steps and the examples that lie behind, 0 without one."""
+        if (found := self.savepoint.read(self.given)) is None:
+            return 0, 0
+        tensors, values = found
+        watch, moving = self.watch, self.watch.moving
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        with torch.no_grad():
+            for i, parameter in enumerate(moving):
+                parameter.copy_(tensors[f"weight.{i}"])
+                watch.kept[i].copy_(tensors[f"kept.{i}"])
+                named = {name: tensors[f"{name}.{i}"] for name in values["moments"][i]}
+                if named:
+                    moments[i] = named
+            for name, tensor in self.savepoint.also.items():
+                tensor.copy_(tensors[f"also.{name}"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        watch.losses = tensors["losses"].tolist()
+        watch.kept_step, watch.above = values["kept_step"], values["above"]
+        watch.kept_score, watch.best = values["kept_score"], values["best"]
+        self.savepoint.spent.update(values["spent"])
+        torch.set_rng_state(tensors["random"])
+        if "random.device" in tensors and moving[0].is_cuda:
+            torch.cuda.set_rng_state(tensors["random.device"], moving[0].device)
+        return values["step"], values["seen"]
+
+    def keep(self, step: int, seen: int) -> None:
+        """Write down where tuning stands after `step` steps and `seen` examples."""
+        watch, moving = self.watch, self.watch.moving
+        states = [self.optimizer.state.get(p, {}) for p in moving]
+        tensors = {f"weight.{i}": p for i, p in enumerate(moving)} | {f"kept.{i}": p for i, p in enumerate(watch.kept)}
+        tensors |= {f"{name}.{i}": value for i, state in enumerate(states) for name, value in state.items()}
+        tensors |= {f"also.{name}": value for name, value in self.savepoint.also.items()}
+        tensors |= {"losses": torch.tensor(watch.losses, dtype=torch.float64), "random": torch.get_rng_state()}
+        if moving[0].is_cuda:
+            tensors["random.device"] = torch.cuda.get_rng_state(moving[0].device)
+        values = {name: getattr(watch, name) for name in ("kept_step", "kept_score", "best", "above")}
+        values |= {"step": step, "seen": seen, "moments": [sorted(state) for state in states]}
+        self.savepoint.write(self.given, tensors, values | {"spent": dict(self.savepoint.spent)})
+
+
 def steps_of(examples: int, settings: Tune) -> int:
     """Optimiser steps for that many training examples."""
     return settings.epochs * math.ceil(examples / settings.batch_size)
@@ -110,30 +161,50 @@ def fine_tune(
     pad: int = 0,
     progress: Progress = silent,
     objective: Objective = cross_entropy,
+    savepoint: Savepoint | None = None,
 ) -> Tuned:
     """Train what requires a gradient in `model`. The order of batches depends on `seed` alone, so that all
     methods of a run see the same data in the same order.
 
     objective(ids, mask, labels, logits): the loss summed over a micro-batch's answer tokens; see `cross_entropy`.
 
+    With a `savepoint`, a tuning that was broken off goes on where it stood: on a CPU it ends with the very bits of one
+    that was not. It is written from time to time, where progress raises Cancelled, and at the end where it was
+    written before; the caller removes it.
+
     Raises RunError naming the step where the loss runs away (or the loss or a gradient stops being finite) before
     any step made it smaller.
     """
     device = next(model.parameters()).device
     moving = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(moving, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    group = {"params": moving, "initial_lr": settings.learning_rate}
+    optimizer = torch.optim.AdamW([group], lr=settings.learning_rate, weight_decay=settings.weight_decay)
     total = steps_of(len(items), settings)
     warmup = max(1, round(settings.warmup * total))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, max(0.0, (total - s) / max(1, total - warmup)))
-    )
     generator = torch.Generator().manual_seed(seed)
     watch, every = _Watch(moving), max(1, total // COPIES)
     trainable = sum(p.numel() for p in moving)
-    step = seen = 0
+    course, done, seen = None, 0, 0
+    if savepoint:
+        texts = [(item.ids, item.answer_start) for item in items]
+        given = fingerprint(moving, settings.model_dump(), seed, pad, texts)
+        course = _Course(savepoint, optimizer, watch, given)
+        done, seen = course.resume()
+        if done:
+            log.info("tuning goes on after step %d of %d", done, total)
+            progress(done, total, loss=watch.losses[-1])  # said once more: cancelling cut its first report short
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min((s + 1) / warmup, max(0.0, (total - s) / max(1, total - warmup))),
+        last_epoch=done - 1,
+    )
+    step = 0
     for _ in range(settings.epochs):
         order = torch.randperm(len(items), generator=generator).tolist()
         for first in range(0, len(order), settings.batch_size):
+            if step < done:
+                step += 1
+                continue
             batch = [items[i] for i in order[first : first + settings.batch_size]]
             tensor = _backward(model, batch, settings.micro_batch, pad, device, objective)
             norm = torch.nn.utils.clip_grad_norm_(moving, 1.0)
@@ -150,7 +221,14 @@ def fine_tune(
             optimizer.zero_grad(set_to_none=True)
             seen += len(batch)
             step += 1
-            progress(step, total, loss=loss)
+            try:
+                progress(step, total, loss=loss)
+            except Cancelled:
+                if course:
+                    course.keep(step, seen)
+                raise
+            if course and (course.savepoint.kept if step == total else course.savepoint.due()):
+                course.keep(step, seen)
     return Tuned(watch.losses, seen, trainable, None, step)
 
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from paraknow import inject
-from paraknow.errors import RunError
+from paraknow.errors import Cancelled, RunError
 from paraknow.methods.base import Start
 
 IDS = torch.arange(3, 40)
@@ -71,6 +72,22 @@ def test_an_untuned_start_is_the_change_itself(tiny_pair):
         torch.testing.assert_close(inject.probe_logits(student.model, IDS), changed, atol=1e-4, rtol=0)
         weight.copy_(before)
     assert not torch.allclose(plain, changed, atol=1e-3)
+
+
+def test_a_process_that_is_watched_ends_where_progress_raises(monkeypatch):
+    monkeypatch.setattr(inject, "WAIT", 0.05)
+    code, seen = "import time, sys; print(1, flush=True); print('x', file=sys.stderr, flush=True); time.sleep({})", []
+    found = inject._watched([sys.executable, "-c", code.format(0)], 1, lambda *a: seen.append(a))
+    assert found == (0, "1\n", "x\n") and seen[-1] == (1, 1)
+
+    def stop(step: int, total: int) -> None:
+        if step == 1:
+            raise Cancelled("stop")
+
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        inject._watched([sys.executable, "-c", code.format(60)], 2, stop)
+    assert time.monotonic() - began < 30
 
 
 def test_reload_check_in_a_fresh_process(tiny_pair, tmp_path):

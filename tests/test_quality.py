@@ -16,7 +16,9 @@ TORCH_FREE = (
     "paraknow.runs.artifacts paraknow.runs.bundle paraknow.runs.zips paraknow.runs.private paraknow.runs.upgrades "
     "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
+    "paraknow.devices paraknow.runs.index paraknow.runs.processes paraknow.runs.supervisor "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
+    "paraknow.runs.events "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

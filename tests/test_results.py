@@ -256,14 +256,12 @@ def test_an_adapter_and_a_checkpoint_are_checked_in_one_process(tiny_pair, tmp_p
 
 def test_a_checkpoint_that_changed_on_its_way_is_noticed(tiny_pair, tmp_path, monkeypatch):
     """What the fresh process says is held against the limit, folder by folder."""
-    from types import SimpleNamespace
-
-    said = SimpleNamespace(returncode=0, stdout="[0.00005, 0.4]\n", stderr="")
-    monkeypatch.setattr(inject.subprocess, "run", lambda *_, **__: said)
+    said = [0, "0.00005\n0.4\n", ""]
+    monkeypatch.setattr(inject, "_watched", lambda *_: said)
     expected = {tmp_path / name: torch.ones(3, 4) for name in ("same", "other")}
     with pytest.raises(RunError, match="reload check: .*other gives logits that differ by 0.4"):
         inject.reload_check(tiny_pair[1], IDS, expected, tmp_path / "work")
-    said.returncode, said.stderr = 1, "Traceback\nOSError: gone\n"
+    said[0], said[2] = 1, "Traceback\nOSError: gone\n"
     with pytest.raises(RunError, match="reload check: the fresh process failed: OSError: gone"):
         inject.reload_check(tiny_pair[1], IDS, expected, tmp_path / "work")
 

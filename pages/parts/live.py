@@ -5,30 +5,27 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell
 from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
-from paraknow.runs import queue, store
+from paraknow.runs import queue
+from paraknow.runs.events import EventsReader, Lines, harmless
 from paraknow.runs.store import Run
 
 STAGES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 ACTIVE = ("queued", "running")
+LOG_LINES = 100
 RESTART = 15.0  # seconds between two attempts to start a worker: a new one needs a moment to take its lock
 
 
-def waiting() -> list[Run]:
-    """Runs that are queued or under way, oldest first."""
-    return [r for r in reversed(store.all_runs()) if not r.read_only and r.status().get("state") in ACTIVE]
-
-
-def see_to_worker(queued: bool) -> None:
-    """Start a worker where runs wait and none lives (the machine was restarted, or it was killed)."""
-    last = st.session_state.get("worker_started", 0.0)
-    if queued and time.time() - last > RESTART and not queue.worker_alive():
-        st.session_state["worker_started"] = time.time()
-        queue.ensure_worker()
+def see_to_workers() -> None:
+    """Start workers where runs wait and none lives (the machine was restarted, or they were killed)."""
+    if time.monotonic() - st.session_state.get("workers_started", -RESTART) >= RESTART:
+        st.session_state["workers_started"] = time.monotonic()
+        queue.ensure_workers()
 
 
 def progress(run: Run, status: dict[str, Any]) -> None:
@@ -50,6 +47,11 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         )
         count = f"step {step} of {total}" if total else "starting"
         st.markdown(f"{icon} **Running**: stage {number} of {len(STAGES)}, {stage} · {count} · {left}")
+        if run.cancelled():
+            st.caption(f"It is asked to stop; if it has not after {queue.HARD:.0f} s, its process is ended.")
+        elif "silent" in status:
+            silent = shell.duration(status["silent"])
+            st.warning(f"It has not answered for {silent}: its process is held up. Cancelling ends it.")
         st.progress(share, text=shell.escape(status.get("message") or stage or ""))
         return
     took = None
@@ -62,9 +64,23 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         st.error(shell.escape(status["error"]))
 
 
-def loss_chart(run: Run) -> None:
-    """Losses so far, from events.jsonl."""
-    table = losses.from_events(run.events())
+def told_losses(run: Run) -> pd.DataFrame:
+    """Losses so far, from events.jsonl: a redraw reads only what has come since the last one."""
+    held = st.session_state.get("t.told")
+    if held is None or held[0] != str(run.folder):
+        held = (str(run.folder), EventsReader(run.path("events.jsonl")), losses.Told())
+    folder, reader, told = held
+    events = reader.new()
+    if reader.again:
+        told = losses.Told()
+    told.add(events)
+    st.session_state["t.told"] = (folder, reader, told)
+    return told.table()
+
+
+def loss_chart(run: Run, active: bool) -> None:
+    """Losses so far; their numbers to take away once the run stands still."""
+    table = told_losses(run)
     if table.empty:
         st.caption("Losses appear here once fine-tuning has begun.")
         return
@@ -83,15 +99,36 @@ def loss_chart(run: Run) -> None:
         "model sees the same batches in the same order. A lower curve says the training set was fitted better, "
         "not that knowledge was transferred."
     )
-    shell.csv(table, f"{run.id}-losses", "losses")
+    if not active:  # a file made anew every second would be kept by the server every second
+        shell.csv(table, f"{run.id}-losses", "losses")
+
+
+def log_end(run: Run) -> None:
+    """The last lines of the run's log, as plain text."""
+    with st.expander("Log", icon=":material/terminal:"):
+        lines = Lines(run.path("worker.log")).last(LOG_LINES)
+        if not lines:
+            st.caption("This run has written no log yet.")
+            return
+        st.code("\n".join(map(harmless, lines)), language=None, wrap_lines=True, height=300)
+        st.caption(
+            f"At most the last {LOG_LINES} lines; `paraknow runs log {run.id} --follow` shows them in a terminal."
+        )
 
 
 def buttons(run: Run, state: str) -> None:
     """Cancel while it runs; resume after it stopped; the results once it is done."""
     if run.read_only:
         return
-    if state in ACTIVE and st.button("Cancel this run", icon=":material/cancel:", key="t.cancel"):
+    a, b = st.columns([1, 3]) if state in ACTIVE else (None, None)
+    if a and a.button("Cancel this run", icon=":material/cancel:", key="t.cancel"):
         run.cancel()
+        st.rerun()
+    if b and state == "queued" and b.button("Let it be the next", icon=":material/vertical_align_top:", key="t.first"):
+        try:
+            queue.first(run)
+        except ParaKnowError as error:  # it was taken meanwhile
+            st.error(shell.escape(str(error)))
         st.rerun()
     if state in ("failed", "cancelled", "lost") and st.button(
         "Resume this run", icon=":material/replay:", key="t.resume"
@@ -105,30 +142,33 @@ def buttons(run: Run, state: str) -> None:
         shell.link("benchmarks", "See what it measured", run, ":material/bar_chart:")
 
 
-def queue_list(runs: list[Run]) -> None:
-    """What is under way and what waits."""
-    if not runs:
+def queue_list(rows: list[dict[str, Any]]) -> None:
+    """What is under way and what waits, in the order it is taken."""
+    if not rows:
         st.caption("The queue is empty.")
         return
-    lines = [{"id": r.id, "state": (s := r.status()).get("state"), "stage": s.get("stage")} for r in runs]
-    st.caption(f"Queue: {len(runs)} run{'s' if len(runs) > 1 else ''}, one after the other")
-    st.dataframe(lines, hide_index=True, placeholder=shell.MISSING)
+    shown = [{k: row[k] for k in ("id", "name", "state", "stage", "method", "device", "priority")} for row in rows]
+    many = f"Queue: {len(rows)} run{'s' if len(rows) > 1 else ''}"
+    st.caption(f"{many}, one after the other on each device; higher priority first, then in the order they were made")
+    st.dataframe(shown, hide_index=True, placeholder=shell.MISSING)
 
 
 def panel(run: Run | None) -> None:
     """The live part of the Transfer page. It asks again every second only while something is under way."""
-    active = bool(waiting())
+    active = bool(queue.waiting())
 
     def draw() -> None:
-        now = waiting()
-        see_to_worker(any(r.status().get("state") == "queued" for r in now))
+        see_to_workers()
         if run is not None:
+            queue.enforce_cancel(run)
             status = run.status()
             progress(run, status)
             buttons(run, str(status.get("state")))
-            loss_chart(run)
-        queue_list(now)
-        if active and not now:
+            loss_chart(run, status.get("state") in ACTIVE)
+            log_end(run)
+        rows = queue.waiting()
+        queue_list(rows)
+        if active and not rows:
             st.rerun()  # all is done: the page around this part changes, and asking stops
 
     st.fragment(draw, run_every=1.0 if active else None)()

@@ -126,8 +126,7 @@ def pick_run() -> None:
 
 def current_run() -> Run | None:
     """The run chosen in the sidebar."""
-    chosen = st.session_state.get("run")
-    return next((run for run in store.all_runs() if run.id == chosen), None)
+    return store.named(st.session_state.get("run") or "")
 
 
 def choose(run_id: str) -> None:

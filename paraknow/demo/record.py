@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from paraknow import files
 from paraknow.errors import InputError
+from paraknow.runs import store
 from paraknow.runs.store import Run
 
 KEPT = (
@@ -54,7 +55,7 @@ def record(run: Run, root: Path) -> Path:
             for key in stream.keys():  # noqa: SIM118 (not a dict)
                 arrays[key], notes[key] = pool(stream.get_tensor(key), SIDE), described[key]
         save_file(arrays, folder / "locate" / "maps.safetensors", metadata={"maps": json.dumps(notes)})
-        status = {k: v for k, v in run.status().items() if k not in ("pid", "schema_version")}
+        status = {k: v for k, v in run.status().items() if k not in (*store.OWN_PLACE, "schema_version")}
         files.write_json(folder / "status.json", status)
     return root / run.id
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from paraknow.errors import RunError
 from paraknow.evaluate import audit, statistics, words
+from paraknow.progress import Progress, part, silent
 
 GROUP_ORDER = {"known": 0, "shown": 1, "never_shown": 2, "all": 3}
 
@@ -17,14 +18,18 @@ GROUP_ORDER = {"known": 0, "shown": 1, "never_shown": 2, "all": 3}
 def join(items: pd.DataFrame) -> None:
     """Check that every model answered the same items. Raises RunError naming the model."""
     reference = items[items.model == "student"].set_index(["task", "doc_id"]).doc_hash
-    for (model, seed), part in items.groupby(["model", "seed"], sort=False):
-        hashes = part.set_index(["task", "doc_id"]).doc_hash
+    for (model, seed), own in items.groupby(["model", "seed"], sort=False):
+        hashes = own.set_index(["task", "doc_id"]).doc_hash
         if len(hashes) != len(reference) or not hashes.sort_index().equals(reference.sort_index()):
             raise RunError(f"evaluate: {model} (seed {seed}) was not measured on the same items as the student.")
 
 
 def rows(
-    items: pd.DataFrame, controls: Mapping[str, Sequence[str]], resamples: int = 2000, seed: int = 0
+    items: pd.DataFrame,
+    controls: Mapping[str, Sequence[str]],
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """One row per model, suite and group, in table order; parts of a benchmark are groups of their own beside all.
 
@@ -47,13 +52,13 @@ def rows(
     items = _with_parts(items)
     result: list[dict[str, Any]] = []
     order = {name: k for k, name in enumerate(dict.fromkeys(items.model))}
-    for (suite, group), part in sorted(
-        items.groupby(["task", "group"], sort=False), key=lambda p: (str(p[0][0]), _place(str(p[0][1])))
-    ):
+    groups = sorted(items.groupby(["task", "group"], sort=False), key=lambda p: (str(p[0][0]), _place(str(p[0][1]))))
+    for number, ((suite, group), asked) in enumerate(groups):
         by_model = {
-            str(model): frame.sort_values(["seed", "doc_id"]) for model, frame in part.groupby("model", sort=False)
+            str(model): frame.sort_values(["seed", "doc_id"]) for model, frame in asked.groupby("model", sort=False)
         }
-        result += _group_rows(str(suite), str(group), by_model, controls, resamples, seed)
+        report = part(progress, number * 1000, len(groups) * 1000, scale=1000)
+        result += _group_rows(str(suite), str(group), by_model, controls, resamples, seed, report)
     _holm(result)
     for row in result:
         row["reading"] = words.reading(row)
@@ -88,6 +93,7 @@ def _group_rows(
     controls: Mapping[str, Sequence[str]],
     resamples: int,
     seed: int,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     correct = {model: _matrix(frame, "correct").astype(bool) for model, frame in models.items()}
     bits = {model: item_bits(frame, seed) for model, frame in models.items()}
@@ -121,6 +127,7 @@ def _group_rows(
                 )
             row["claim"] = row["delta_ci"][0] > 0 and all(a["delta_ci"][0] > 0 for a in row["against"])
         made.append(row)
+        progress(len(made), len(models))
     return made
 
 
@@ -169,10 +176,10 @@ def item_bits(frame: pd.DataFrame, seed: int) -> np.ndarray | None:
     if frame.candidates.isna().any():
         return None
     per_seed = []
-    for _, part in frame.groupby("seed", sort=True):
-        part = part.sort_values("doc_id")
-        gold = np.array([list(c).index(t) for c, t in zip(part.candidates, part.target, strict=True)])
-        per_seed.append(audit.bits([np.asarray(x, float) for x in part.candidate_logprobs], gold, seed=seed))
+    for _, own in frame.groupby("seed", sort=True):
+        own = own.sort_values("doc_id")
+        gold = np.array([list(c).index(t) for c, t in zip(own.candidates, own.target, strict=True)])
+        per_seed.append(audit.bits([np.asarray(x, float) for x in own.candidate_logprobs], gold, seed=seed))
     return np.stack(per_seed)
 
 

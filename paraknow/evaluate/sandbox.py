@@ -187,7 +187,8 @@ def run(
     Args:
         limits: per item; the defaults of `Limits` without it.
         workers: items at a time; as many as this process may use cores without it.
-        progress: called after each item, with the items done and the share passed so far as `passed`.
+        progress: called after each item, with the items done and the share passed so far as `passed`; without it while
+            items are waited for.
     Raises: ResourceError where the platform cannot isolate, before anything is run; what `progress` raises.
     """
     if reason := available():
@@ -209,6 +210,7 @@ def _run(trials: Sequence[Trial], limits: Limits, workers: int, progress: Progre
                 active[number] = item = _Item(limits)
                 item.start(trial)
             _listen([box for item in active.values() for box in item.boxes if box.open])
+            progress(len(outcomes), len(trials), "Running generated code")  # an item may take long
             for number, item in list(active.items()):
                 if (found := item.outcome()) is None:
                     continue

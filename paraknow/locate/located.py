@@ -123,10 +123,13 @@ def pool(matrix: torch.Tensor, side: int = MAP_SIDE) -> torch.Tensor:
     return torch.nn.functional.adaptive_max_pool2d(matrix[None], target)[0]  # type: ignore[arg-type]
 
 
-def pooled_maps(model: str, places: dict[Place, torch.Tensor]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+def pooled_maps(
+    model: str, places: dict[Place, torch.Tensor], progress: Progress = silent
+) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """One model's maps for charts; see `Located`."""
     arrays, notes = {}, {}
-    for (layer, module), values in places.items():
+    for number, ((layer, module), values) in enumerate(places.items()):
+        progress(number + 1, len(places))
         if values.ndim != 2:
             continue
         key, peak = f"{model}/{layer}/{module}", float(values.max())
@@ -155,15 +158,18 @@ def locate(
     settings = settings or Locate()
     check_blocks(teacher.checkpoint, student.checkpoint, settings)
     located, matched, tables = Located(), None, []
-    before, whole = (1000, 3000) if settings.layers == "matched" else (0, 2000)
+    # 1000 for matching layers; for each model 1000 for its passes, 50 for halves and blocks, 50 for the maps
+    before, whole = (1000, 3200) if settings.layers == "matched" else (0, 2200)
     if settings.layers == "matched":
         report = part(progress, 0, whole, "matching layers", scale=1000)
         texts = matched_on or tasks
         located.stitching, matched = _match(teacher, student, texts, similarity or Similarity(), seed, report)
     for number, (name, loaded) in enumerate((("teacher", teacher), ("student", student))):
-        report = part(progress, before + number * 1000, whole, name, scale=1000)
+        begin = before + number * 1100
+        report = part(progress, begin, whole, name, scale=1000)
         layers = loaded.architecture.layers
         parts = _sensitivities(loaded, tasks, settings, seed, name, located, report)
+        report = part(progress, begin + 1000, whole, name, scale=50)
         chosen, shapes = list(range(layers)), {}
         if name == "teacher":
             scores = {task: found.layer_scores(layers) for task, found in parts.items()}
@@ -173,11 +179,13 @@ def locate(
             shapes = _shares(teacher, student, settings)
         about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed)
         located.agreement = pd.concat([about, located.agreement], ignore_index=True)
+        report(1, 2)
         maps, table = combine(parts)
         tables.append(table.assign(model=name))
         if name == "teacher":
-            located.blocks = _choose_blocks(teacher, student, chosen, maps, settings, seed)
-        arrays, notes = pooled_maps(name, maps)
+            report = part(progress, begin + 1025, whole, name, scale=25)
+            located.blocks = _choose_blocks(teacher, student, chosen, maps, settings, seed, report)
+        arrays, notes = pooled_maps(name, maps, part(progress, begin + 1050, whole, name, scale=50))
         located.maps |= arrays
         located.notes |= notes
         del parts, maps  # one model's full maps at a time: they are as large as the model in float32
@@ -312,12 +320,19 @@ def _layers_table(scores: dict[str, list[float]], chosen: list[int], by: str) ->
 
 
 def _choose_blocks(
-    teacher: Loaded, student: Loaded, chosen: list[int], maps: dict[Place, torch.Tensor], settings: Locate, seed: int
+    teacher: Loaded,
+    student: Loaded,
+    chosen: list[int],
+    maps: dict[Place, torch.Tensor],
+    settings: Locate,
+    seed: int,
+    progress: Progress,
 ) -> list[Block]:
     generator = torch.Generator().manual_seed(seed)
     shape_t, shape_s = teacher.architecture, student.architecture
     blocks = []
-    for module in settings.selected():
+    modules = settings.selected()
+    for number, module in enumerate(modules):
         single = module in EMBEDDING
         pairs = [(0, 0)] if single else [(t, s) for s, t in enumerate(chosen)]
         for teacher_layer, student_layer in pairs:
@@ -325,4 +340,5 @@ def _choose_blocks(
             scores = maps[(layers[0], module)]
             full, shape = shape_t.shape(module), shape_s.shape(module)
             blocks.append(choose_block(module, layers, scores, full, shape, settings.structure, generator))
+            progress(number + 1, len(modules))
     return blocks

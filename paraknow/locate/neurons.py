@@ -24,7 +24,7 @@ from paraknow.data import Encoded
 from paraknow.errors import InputError, RunError
 from paraknow.locate.agreement import rank_correlations
 from paraknow.models import Loaded
-from paraknow.progress import Progress, part, silent
+from paraknow.progress import Beating, Progress, part, silent
 
 Key = tuple[int, str]  # (layer, kind)
 SUBLAYERS = ("attention", "ffn")
@@ -114,6 +114,7 @@ def score(
     read, words, whole = _readout(loaded), states.words, []
     texts = [loaded.tokenizer.decode([word]) for word in words.tolist()]
     found = Attribution({}, {}, torch.empty(0), torch.empty(0), {}, texts, states.skipped, {})
+    report = Beating(progress)
     for layer in range(loaded.architecture.layers):
         x, attention = states.x[:, layer], states.attention[:, layer]
         sublayers = {
@@ -125,7 +126,7 @@ def score(
             key, matrix = (layer, kind), loaded.weight(module, layer)
             base, weights = (residual * states.c[:, None]) @ read.T, activations * states.c[:, None]
             first = weights * (_slope(base.softmax(-1), words, read) @ matrix.float())
-            scores = first if how == "first_order" else _exact(base, words, weights, matrix, read, budget)
+            scores = first if how == "first_order" else _exact(base, words, weights, matrix, read, budget, report)
             found.scores[key], found.first_order[key] = scores.sum(0), first.sum(0)
             found.activation[key] = weights.mean(0)
             # A sublayer is one more neuron, whose column is its whole output.
@@ -137,7 +138,7 @@ def score(
         for kept in (found.scores, found.first_order):
             kept[(layer, "value")] = _value_rows(kept[(layer, "attention")], loaded)
         whole.append(torch.stack(row, 1))
-        progress(layer + 1, loaded.architecture.layers)
+        report(layer + 1, loaded.architecture.layers)
     stacked = torch.stack(whole, 1).cpu()  # (seeds, L, 2 sublayers, own | summed)
     found.layer_scores, found.summed = stacked[..., 0], stacked[..., 1]
     return found
@@ -183,6 +184,7 @@ def _exact(
     matrix: torch.Tensor,
     read: torch.Tensor,
     budget: int,
+    progress: Beating,
 ) -> torch.Tensor:
     """log p_w(base + c·m_i·W[:, i]) − log p_w(base) for every seed and neuron (seeds, neurons).
 
@@ -193,6 +195,7 @@ def _exact(
         added = matrix[:, columns].float().T @ read.T  # (chunk, V)
         for seed, word in enumerate(words):
             scores[seed, columns] = _gain(p[seed], word, added * weights[seed, columns, None])
+        progress.beat()
 
     def logits(seeds: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         return weights[seeds, columns, None] * (matrix[:, columns].float().T @ read.T)

@@ -119,7 +119,9 @@ def teach(align: Align, sure: Sure | None = None) -> Start:
             return soft_loss(target, found, tokens, settings.temperature, settings.mix)
 
         pad = student.tokenizer.pad_token_id or 0
-        tuned = tune.fine_tune(wrapped, items, align.tune, align.seed, pad, align.progress, objective)
+        if align.savepoint:
+            align.savepoint.also["taught"] = counts
+        tuned = tune.fine_tune(wrapped, items, align.tune, align.seed, pad, align.progress, objective, align.savepoint)
         factors = read_back(wrapped, align, start)
     facts: dict[str, Any] = dict(outcome(tuned))
     if sure is not None:

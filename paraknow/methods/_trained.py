@@ -115,7 +115,8 @@ def _train(made: Start, align: Align, model: Any, wanted: int, doing: str) -> No
     settings = align.tune.model_copy(update={"epochs": epochs})
     pad = align.student.tokenizer.pad_token_id or 0
     steps = tune.steps_of(len(items), settings)
-    tuned = tune.fine_tune(model, items, settings, align.seed, pad, part(align.progress, 0, steps, doing))
+    report, savepoint = part(align.progress, 0, steps, doing), align.part_of(doing.split()[0])
+    tuned = tune.fine_tune(model, items, settings, align.seed, pad, report, savepoint=savepoint)
     made.losses, made.steps = [*made.losses, *tuned.losses], made.steps + tuned.steps
     made.trainable = max(made.trainable, tuned.trainable)
     if tuned.warning:

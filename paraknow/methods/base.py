@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field
 
 from paraknow.config import Locate, Part, Tune
-from paraknow.progress import Progress, silent
+from paraknow.progress import Progress, part, silent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paraknow.data import Encoded, Example
     from paraknow.locate.blocks import Block
     from paraknow.models import Loaded
+    from paraknow.savepoint import Savepoint
 
 Paradigm = Literal["post-align", "pre-align", "language-based", "control"]
 Place = tuple[int, str]  # (student layer, module)
@@ -41,7 +42,8 @@ class Align:
     `blocks` are the located blocks, one per matrix of the student that takes part. `train` and `known` are the
     task's training and align splits (METHODS 4.3: align text holds only what both models know); no method sees the
     test split. `neurons` is the table locate/neurons.parquet, empty where neurons were left out, and
-    `ffn_sensitivity` the table locate/ffn.parquet.
+    `ffn_sensitivity` the table locate/ffn.parquet. `savepoint` is for `tune.fine_tune`; a method that calls it more
+    than once gives each call one of its own (`part_of`).
     """
 
     teacher: Loaded
@@ -57,6 +59,15 @@ class Align:
     neurons: pd.DataFrame | None = None
     ffn_sensitivity: pd.DataFrame | None = None
     progress: Progress = silent
+    savepoint: Savepoint | None = None
+
+    def part_of(self, name: str) -> Savepoint | None:
+        """A savepoint for one of several tunings."""
+        return self.savepoint.named(name) if self.savepoint else None
+
+    def share(self, number: int, of: int) -> Align:
+        """The same for one of several jobs that follow each other: its progress counts for a share of the whole."""
+        return self.other(progress=part(self.progress, number * 1000, of * 1000, scale=1000))
 
     def other(self, **changes: Any) -> Align:
         """The same with one ingredient changed, as controls need it."""

@@ -79,7 +79,7 @@ def start(align: Align) -> Start:
     Raises InputError where the method `of` gives whole matrices or moves nothing.
     """
     method, values = inner(align.settings)
-    return fit(align, method.start(align.other(settings=values, method=method)), method.name)
+    return fit(align.share(1, 2), method.start(align.share(0, 2).other(settings=values, method=method)), method.name)
 
 
 def noise(align: Align) -> Start:
@@ -87,7 +87,8 @@ def noise(align: Align) -> Start:
     from paraknow import methods
 
     method, values = inner(align.settings)
-    return fit(align, methods.get("noise").start(align.other(settings=values, method=method)), method.name)
+    made = methods.get("noise").start(align.share(0, 2).other(settings=values, method=method))
+    return fit(align.share(1, 2), made, method.name)
 
 
 def fit(align: Align, made: Start, of: str) -> Start:
@@ -124,6 +125,7 @@ def fit(align: Align, made: Start, of: str) -> Start:
             align.seed,
             student.tokenizer.pad_token_id or 0,
             align.progress,
+            savepoint=align.part_of("scales"),
         )
     found = scales.detach().cpu()
     factors = {

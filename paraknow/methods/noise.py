@@ -16,7 +16,7 @@ def start(align: Align) -> Start:
 
     if own := align.method.variants.get("noise"):
         return own(align)
-    examined = align.method.start(align)
+    examined, report = align.method.start(align.share(0, 2)), align.share(1, 2).progress
     if not examined.factors:
         raise InputError(f"controls: noise has no form for {align.method.name!r}, whose result is no adapter.")
     generator = torch.Generator().manual_seed(align.seed + 1_000_003)
@@ -32,6 +32,7 @@ def start(align: Align) -> Start:
         new_b[:, :k] = u[:, :k] * spectrum[:k]
         new_a[:k] = v[:, :k].T
         factors[place] = (new_b, new_a)
+        report(len(factors), len(examined.factors))
     return Start(factors, tuned=examined.tuned)
 
 

@@ -10,11 +10,12 @@ def start(align: Align) -> Start:
     from paraknow.locate.blocks import factor
 
     factors, residuals = {}, []
-    for block in align.blocks:
+    for number, block in enumerate(align.blocks):
         matrix = align.teacher.weight(block.module, block.teacher_layer)
         parts = factor(block.cut(matrix), align.settings.rank, align.seed)
         factors[(block.student_layer, block.module)] = (parts.b, parts.a)
         residuals.append(parts.residual)
+        align.progress(number + 1, len(align.blocks))
     return Start(factors, facts={"residual": sum(residuals) / len(residuals)})
 
 

@@ -45,7 +45,8 @@ def start(align: Align) -> Start:
     for weight in weights.values():
         weight.requires_grad_(True)
     settings = align.tune.model_copy(update={"learning_rate": rate})
-    tuned = tune.fine_tune(copied, items, settings, align.seed, student.tokenizer.pad_token_id or 0, align.progress)
+    pad = student.tokenizer.pad_token_id or 0
+    tuned = tune.fine_tune(copied, items, settings, align.seed, pad, align.progress, savepoint=align.savepoint)
     dtype = student.model.dtype
     return Start(
         matrices={place: weight.detach().to(dtype) for place, weight in weights.items()},

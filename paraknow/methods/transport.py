@@ -205,7 +205,8 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
     from paraknow.similarity.stitching import pair_layers
 
     settings, student, teacher = align.settings, align.student, align.teacher
-    made = Start(tuned=False, examples=len(align.known))
+    jobs = 1 + bool(settings.learn) + bool(settings.heal)
+    made, carrying = Start(tuned=False, examples=len(align.known)), align.share(0, jobs)
     match = Matching(settings.maps, teacher, student)
     fitted: dict[tuple[int, int], torch.Tensor] = {}  # maps by (layer, role), for `learn`
     with torch.no_grad():
@@ -248,14 +249,14 @@ def _start(align: Align, change: Any = None, shuffled: bool = False) -> Start:
             fits = {"fit_in": read[1], "fit_out": written[1], "neurons": len(chosen)}
             fits["kinship"] = float("nan") if kin is None else float(kin[source, layer])
             made.table.append({"student_layer": layer, "teacher_layer": source, **fits})
-            align.progress(layer + 1, student.architecture.layers, "carrying neurons")
+            carrying.progress(layer + 1, student.architecture.layers, "carrying neurons")
     if settings.learn or settings.heal:
         from paraknow.methods import _trained
 
         if settings.learn:
-            _trained.learn(made, align, pairs, fitted, change)
+            _trained.learn(made, align.share(1, jobs), pairs, fitted, change)
         if settings.heal:
-            _trained.heal(made, align)
+            _trained.heal(made, align.share(jobs - 1, jobs))
     return made
 
 

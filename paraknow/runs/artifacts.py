@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -68,9 +68,9 @@ class _Facts(BaseModel):
 
 
 class Status(_Facts):
-    """status.json."""
+    """status.json; see store.py."""
 
-    state: str
+    state: Literal["queued", "running", "done", "failed", "cancelled", "lost"]
     stages: list[str] = []
     stage: str | None = None
     step: int | None = None
@@ -82,6 +82,12 @@ class Status(_Facts):
     started: Time | None = None
     finished: Time | None = None
     heartbeat: Time | None = None
+    number: int = 0
+    priority: int = 0
+    device: str = "auto"
+    host: str | None = None
+    pid: int | None = None
+    born: FiniteFloat | None = None
 
 
 class Event(_Facts):

@@ -32,7 +32,7 @@ from paraknow.runs.upgrades import PASSED_OVER, UPGRADES
 SCHEMA_VERSION = 1
 LIST = "bundle.json"
 MAX_LIST = 4 * 2**20  # bytes of bundle.json
-NOT_TOLD = ("pid", "schema_version")  # of a JSON file; its schema is written anew
+NOT_TOLD = ("schema_version",)  # of a JSON file; its schema is written anew
 ENDED = ("done", "failed", "cancelled", "lost")
 STORED = 16 * 2**20  # tensors above this are not deflated: weights hardly shrink
 
@@ -143,7 +143,9 @@ def _rewritten(run: Run, name: str, target: Path, config: dict[str, Any], short:
     elif artifacts.is_adapter(name):
         _shorten_base(source, target, short)
     else:
-        values = run.status() if name == "status.json" else files.read_json(source)
+        values = files.read_json(source)
+        if name == "status.json":
+            values = {k: v for k, v in run.status().items() if k not in (*store.OWN_PLACE, "silent")}
         files.write_json(target, private.renamed({k: v for k, v in values.items() if k not in NOT_TOLD}, short))
     return True
 
@@ -311,7 +313,10 @@ def _placed(folder: Path, root: Path, wanted: str, content: str, listed: Sequenc
         if any(_content(run, adapters) == content for run in same):
             return Imported(same[0], known=True)
         if not same and not (root / name).exists():
-            folder.rename(root / name)
+            with store.numbered(root) as number:  # lists show it as the newest
+                status = files.read_json(folder / "status.json")
+                files.write_json(folder / "status.json", {**status, "number": number})
+                folder.rename(root / name)
             return Imported(Run(root / name), known=False)
     raise InputError(f"{root / wanted}: another run has this name and also {wanted[:100]}-{content[:8]}; delete one.")
 

@@ -37,7 +37,7 @@ def stage_load(session: Session, progress: Progress) -> None:
     ):
         if name not in session.models:
             session.models[name] = load(checkpoint, config.dtype, config.device)
-        progress(number + 1, 2, checkpoint.title)
+        progress((number + 1) * 1000, 4000, checkpoint.title)
     device = session.models["student"].device
     environment = {
         "versions": _versions(),
@@ -45,7 +45,10 @@ def stage_load(session: Session, progress: Progress) -> None:
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "seeds": list(config.run_seeds),
-        "models": {name: _facts(loaded) for name, loaded in session.models.items()},
+        "models": {
+            name: _facts(loaded, part(progress, 2000 + 1000 * number, 4000, f"checksum of the {name}", scale=1000))
+            for number, (name, loaded) in enumerate(session.models.items())
+        },
         "data": data_hashes(config, session.plans()),
     }
     _refuse_changes(session, environment)
@@ -72,12 +75,12 @@ def _versions() -> dict[str, str]:
     return {"paraknow": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
-def _facts(loaded: Loaded) -> dict[str, Any]:
+def _facts(loaded: Loaded, progress: Progress) -> dict[str, Any]:
     a = loaded.architecture
     return {
         "spec": loaded.checkpoint.spec,
         "title": loaded.checkpoint.title,
-        "sha256": weights_hash(loaded.checkpoint),
+        "sha256": weights_hash(loaded.checkpoint, progress),
         "family": a.family.name,
         "parameters": loaded.checkpoint.parameters,
         "layers": a.layers,
@@ -131,10 +134,10 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
         for c, seed in session.jobs()
         if session.adapter(c, seed).is_dir()
     ]
-    parts = []
+    parts, whole = [], 1000 * len(subjects) + 1000  # the intervals at the end take about as long as one model
     for number, (label, seed, result) in enumerate(subjects):
         file = session.run.path("evaluate", "parts", f"{label}-{seed}.parquet")
-        report = part(progress, number * 1000, len(subjects) * 1000, label, scale=1000)
+        report = part(progress, number * 1000, whole, label, scale=1000)
         if not file.is_file():
             loaded = session.models["teacher"] if label == "teacher" else student
             if result:
@@ -154,7 +157,8 @@ def stage_evaluate(session: Session, progress: Progress) -> None:
             f"evaluate: {bad.iloc[0].model} gives NaN or infinity on {bad.iloc[0].task}, item {bad.iloc[0].doc_id}."
         )
     files.write_table(session.run.path("evaluate", "items.parquet"), items)
-    rows = deltas.rows(items, _controls(session), config.evaluate.resamples, config.seed)
+    report = part(progress, whole - 1000, whole, "intervals", scale=1000)
+    rows = deltas.rows(items, _controls(session), config.evaluate.resamples, config.seed, report)
     files.write_json(session.run.path("evaluate", "deltas.json"), {"run": session.run.id, "rows": rows})
     for file in parts:
         file.unlink(missing_ok=True)

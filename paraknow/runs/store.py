@@ -1,8 +1,12 @@
 """Run folders (no torch): create, read, status, events, list. The folder is the truth.
 
-`status.json`: state (queued, running, done, failed, cancelled), stage, step, total, eta (seconds or null),
-message, created, started, heartbeat, finished (Unix seconds), error, stages (finished ones), pid.
-A run that says running while nobody holds its lock is shown as lost and can be resumed.
+`status.json`: state (queued, running, done, failed, cancelled, lost), stage, step, total, eta (seconds or null),
+message, created, started, heartbeat, finished (Unix seconds), error, stages (finished ones); for the queue: number
+(the order in which runs were made, whatever the clock says), priority (higher first), device; of the process that
+works on it: host, pid, born (when that process began, so that another one of its number is not taken for it).
+
+A run that says running while nobody holds its lock is shown as lost and can be resumed. Locks are not seen from other
+machines: a run of another host is lost when its heartbeat is older than LOST_AFTER.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,11 +30,14 @@ from paraknow import config as configs
 from paraknow import files, resources, yamls
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
-from paraknow.runs import artifacts
+from paraknow.runs import artifacts, index
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "lost")
 IMPORTED = "imported.json"  # marks a run that came in a bundle
 RESERVE = 64 * 1024  # bytes kept aside so that "disk full" can still be written down
+OWN_PLACE = ("host", "pid", "born", "number", "priority", "device")  # of status.json: means nothing elsewhere
+BEAT = 5.0  # seconds between two heartbeats of a run that is worked on
+LOST_AFTER = 15.0  # seconds without one after which a run of another machine is lost, and one of ours does not answer
 ID = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}"
 
 
@@ -83,31 +90,68 @@ class Run:
     # -- status ---------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """What status.json says, with `lost` in place of `running` where the lock is free."""
-        try:
-            status = files.read_json(self.path("status.json"))
-            if bad := artifacts.unsound(artifacts.Status, status):
-                raise ValueError(bad)
-        except (OSError, ValueError) as error:
-            return {"state": "failed", "error": f"status.json cannot be read ({error}).", "stages": [], "created": 0.0}
-        if status.get("state") == "running" and not self.read_only and not self.locked():
-            status["state"] = "lost"
+        """What status.json says, with `lost` in place of `running` where nobody works on the run, and `silent`
+        (seconds since the last heartbeat) where somebody holds it but does not answer."""
+        status = self._written()
+        if status["state"] == "running" and not self.read_only:
+            silent = time.time() - (status.get("heartbeat") or 0.0)
+            here = status.get("host") in (None, socket.gethostname())
+            if (here and not self.locked()) or (not here and silent > LOST_AFTER):
+                status["state"] = "lost"
+            elif silent > LOST_AFTER:
+                status["silent"] = silent
         return status
 
+    def _read(self) -> dict[str, Any]:
+        """status.json as it lies there. Raises OSError or ValueError."""
+        status = files.read_json(self.path("status.json"))
+        if bad := artifacts.unsound(artifacts.Status, status):
+            raise ValueError(bad)
+        return status
+
+    def _written(self) -> dict[str, Any]:
+        """status.json as it lies there; one that cannot be read is a failure."""
+        try:
+            return self._read()
+        except FileNotFoundError:
+            error = "status.json is missing." if self.folder.is_dir() else "its folder is gone."
+        except (OSError, ValueError) as reason:
+            error = f"status.json cannot be read ({reason})."
+        return {"state": "failed", "error": error, "stages": []}
+
     def update(self, **values: Any) -> None:
-        """Change fields of status.json in one step."""
-        try:
-            before = files.read_json(self.path("status.json"))
-        except (OSError, ValueError):
-            before = {"stages": [], "created": time.time()}
-        status = {**before, **values, "heartbeat": time.time()}
-        try:
-            files.write_json(self.path("status.json"), status)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            self.path(".reserve").unlink(missing_ok=True)
-            files.write_json(self.path("status.json"), status)
+        """Change fields of status.json in one step, whoever else does so at the same time.
+
+        On a full disk the bytes kept aside are spent on a new state alone: progress would leave none for how it ended.
+        """
+        with self._writing():
+            try:
+                before = self._read()
+            except (OSError, ValueError):  # damaged: what it did counts as not done
+                before = {"stages": [], "created": time.time()}
+            status = {**before, **values, "heartbeat": time.time()}
+            try:
+                files.write_json(self.path("status.json"), status)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or "state" not in values:
+                    raise
+                self.path(".reserve").unlink(missing_ok=True)
+                files.write_json(self.path("status.json"), status)
+
+    def beat(self) -> None:
+        """Note that somebody is still at work. A full disk is left to whoever has something to say."""
+        with suppress(OSError, ValueError), self._writing():
+            status = self._read()
+            if status["state"] == "running":
+                files.write_json(self.path("status.json"), {**status, "heartbeat": time.time()})
+
+    def _writing(self) -> FileLock:
+        return FileLock(self.path(".status.lock"), timeout=10)
+
+    def reserve(self) -> None:
+        """Keep some bytes aside, so that a full disk can still be written down. Raises OSError where there are none."""
+        if not self.path(".reserve").is_file():
+            self.path(".reserve").write_bytes(os.urandom(RESERVE))
 
     def event(self, **values: Any) -> None:
         """Append one line to events.jsonl."""
@@ -146,26 +190,47 @@ class Run:
 
     def cancel(self) -> None:
         """Ask for the run to stop at its next step; a queued run is cancelled at once."""
-        self.path("cancel").touch()
+        if not self.cancelled():  # its time says since when it is asked for
+            self.path("cancel").touch()
         if self.status().get("state") in ("queued", "lost"):
             self.update(state="cancelled", finished=time.time())
 
     def cancelled(self) -> bool:
         return self.path("cancel").exists()
 
+    def ended(self, why: str) -> None:
+        """Write down that the process at work is gone: cancelled where that was asked for, else lost.
 
-def create(config: RunConfig, root: Path | None = None, state: str = "queued") -> Run:
+        Raises InputError where it is not gone.
+        """
+        with self.lock():
+            if self._written()["state"] == "running":
+                state = "cancelled" if self.cancelled() else "lost"
+                self.update(state=state, finished=time.time(), error=why)
+
+
+def create(config: RunConfig, root: Path | None = None, state: str = "queued", priority: int = 0) -> Run:
     """A new run folder, made whole before it gets its name."""
     root = root or runs_folder()
+    root.mkdir(parents=True, exist_ok=True)
     last = re.split(r"[\\/:]", config.task[0].rstrip("\\/:"))[-1]  # ids travel with bundles: no places in them
     slug = re.sub(r"[^a-z0-9]+", "-", f"{config.method.name} {last}".lower()).strip("-")[:40]
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(2)}"
-    with files.replacing_folder(root / name) as folder:
+    with numbered(root) as number, files.replacing_folder(root / name) as folder:
         (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
         now = time.time()
-        files.write_json(folder / "status.json", {"state": state, "stages": [], "created": now, "heartbeat": now})
-        (folder / ".reserve").write_bytes(os.urandom(RESERVE))
+        place = {"number": number, "priority": priority, "device": config.device}
+        status: dict[str, Any] = {"state": state, "stages": [], "created": now, "heartbeat": now, **place}
+        files.write_json(folder / "status.json", status)
+        Run(folder).reserve()
     return Run(root / name)
+
+
+@contextmanager
+def numbered(root: Path) -> Iterator[int]:
+    """The number of the run that the block puts into the folder; meanwhile nobody else puts one there."""
+    with FileLock(root / ".queue.lock", timeout=60):
+        yield 1 + max((row["number"] for row in listing(root)), default=0)
 
 
 def find(run_id: str, root: Path | None = None) -> Run:
@@ -179,27 +244,31 @@ def find(run_id: str, root: Path | None = None) -> Run:
     return near[0]
 
 
+def named(run_id: str, root: Path | None = None) -> Run | None:
+    """The run of exactly this id, one's own or recorded; None where there is none."""
+    if not re.fullmatch(ID, run_id):
+        return None
+    own = Run((root or runs_folder()) / run_id)
+    return next(
+        (run for run in (own, *recorded_runs()) if run.id == run_id and run.path("config.yaml").is_file()), None
+    )
+
+
 def all_runs(root: Path | None = None) -> list[Run]:
     """All runs of one's own, newest first; then the recorded ones, in the order they tell their story."""
     root = root or runs_folder()
-    own = [Run(p.parent) for p in root.glob("*/config.yaml") if not p.parent.name.startswith(".")]
-    second = Counter(_second(run) for run in own)
-    # Ids tell seconds and end in random letters; pages list often, so a file is read only where seconds are shared.
-    order = {run.id: (_second(run), _created(run) if second[_second(run)] > 1 else 0.0, run.id) for run in own}
-    return sorted(own, key=lambda run: order[run.id], reverse=True) + recorded_runs()
+    return [Run(root / row["id"]) for row in listing(root)] + recorded_runs()
 
 
-def _second(run: Run) -> str:
-    """The time in a run's id, as it sorts."""
-    return run.id[:15]
-
-
-def _created(run: Run) -> float:
-    """When a run was made, to the microsecond; 0 where that cannot be read."""
-    try:
-        return float(files.read_json(run.path("status.json"))["created"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
+def listing(root: Path | None = None) -> list[dict[str, Any]]:
+    """`summary` of every run of one's own, newest first; only runs that have changed are read again."""
+    root = root or runs_folder()
+    folders = [p.parent for p in root.glob("*/config.yaml") if re.fullmatch(ID, p.parent.name)]
+    found = []
+    for name, row in index.rows(root, folders, lambda folder: _summary(Run(folder))).items():
+        running = row["state"] == "running" and not row["imported"]  # whether it still is, nothing in its files tells
+        found.append({**row, "state": Run(root / name).status().get("state")} if running else row)
+    return sorted(found, key=lambda row: (row["number"], row["created"] or 0, row["id"]), reverse=True)
 
 
 def recorded_runs() -> list[Run]:
@@ -212,16 +281,21 @@ def delete(run: Run) -> None:
     """Remove a run folder. Raises InputError for a recorded run or one that is being worked on."""
     if run.recorded:
         raise InputError(f"run {run.id} is recorded with the package and cannot be deleted.")
-    with run.lock():
-        pass
     doomed = run.folder.with_name(f".deleted-{run.id}")
-    run.folder.rename(doomed)  # out of every listing at once, then removed
+    with run.lock():
+        run.folder.rename(doomed)  # out of every listing at once, then removed
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def summary(run: Run) -> dict[str, Any]:
     """One line about a run for lists; what cannot be read is None."""
-    status = run.status()
+    found = _summary(run)
+    return {**found, "state": run.status().get("state")} if found["state"] == "running" else found
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """What the files alone say: a run is running where they say so."""
+    status = run._written()
     try:
         values = yamls.read(run.path("config.yaml"))
     except InputError:
@@ -241,6 +315,9 @@ def summary(run: Run) -> dict[str, Any]:
         "error": status.get("error"),
         "recorded": run.recorded,
         "imported": run.imported,
+        "number": status.get("number", 0),
+        "priority": status.get("priority", 0),
+        "device": status.get("device", "auto"),
     }
 
 

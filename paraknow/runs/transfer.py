@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from paraknow import budget, data, files, inject, results, tune
+from paraknow import budget, data, files, inject, results, savepoint, tune
 from paraknow.errors import RunError
 from paraknow.locate.located import Located
 from paraknow.methods.base import Align, Candidate, Start
 from paraknow.progress import Progress, part
 from paraknow.runs.session import Session
+from paraknow.savepoint import Savepoint
 
 
 def stage_align(session: Session, progress: Progress) -> None:
@@ -26,10 +27,12 @@ def stage_align(session: Session, progress: Progress) -> None:
     models, jobs = session.models, list(session.jobs())
     for number, (candidate, seed) in enumerate(jobs):
         if session.start_file(candidate, seed).is_file():
+            _savepoint(session, "align", candidate, seed, {}).remove()
             continue  # made before the run was broken off
         report = part(progress, number * 1000, len(jobs) * 1000, candidate.label, scale=1000)
         align = _align(session, candidate, seed, report)
         with budget.counting(models["teacher"], models["student"]) as spent:
+            align.savepoint = _savepoint(session, "align", candidate, seed, spent)
             start = candidate.method.start(align)
         if bad := results.unsound(start):
             raise RunError(f"align: {candidate.label} gives NaN or infinity for {bad[1]} of layer {bad[0]}.")
@@ -49,6 +52,7 @@ def stage_align(session: Session, progress: Progress) -> None:
             _write_losses(session, candidate, seed, start.losses)
         notes = {"facts": _plain(start.facts), "same": same, **spent}
         results.save_start(session.start_file(candidate, seed), start, **notes)
+        align.savepoint.remove()
         report(1, 1)
     tables = [pd.read_parquet(session.start_rows(candidate, seed)) for candidate, seed in jobs]
     files.write_table(session.run.path("align", "starts.parquet"), pd.concat(tables, ignore_index=True))
@@ -75,6 +79,16 @@ def _align(session: Session, candidate: Candidate, seed: int, progress: Progress
         ffn_sensitivity=ffn,
         progress=progress,
     )
+
+
+def _savepoint(session: Session, stage: str, candidate: Candidate, seed: int, spent: dict[str, float]) -> Savepoint:
+    """Where this model's tuning stands, if it was broken off; it does not fit another model's or other settings."""
+    examined = session.checked.candidates[0]
+    methods = [candidate, examined] if candidate.control_of else [candidate]
+    made = [{"method": c.method.name, "settings": c.settings.model_dump(mode="json")} for c in methods]
+    about = {"stage": stage, "model": candidate.label, "seed": seed, "made": made}
+    path = session.run.path(stage, candidate.label, f"{seed}{savepoint.ENDING}")
+    return Savepoint(path, about, lambda text: session.warn(f"{stage}: {candidate.label}, seed {seed}: {text}"), spent)
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
@@ -139,13 +153,16 @@ def stage_tune(session: Session, progress: Progress) -> None:
     steps = tune.steps_of(len(encoded.items), config.tune)
     probe = torch.tensor(encoded.items[0].ids)
     plain = inject.probe_logits(student.model, probe)
+    whole = len(jobs) * (steps + 1)  # and one step for reloading what each model left
     for number, (candidate, seed) in enumerate(jobs):
         if session.adapter(candidate, seed).is_dir():
+            _savepoint(session, "tune", candidate, seed, {}).remove()
             continue  # finished before the run was broken off
-        report = part(progress, number * steps, len(jobs) * steps, f"{candidate.label}, seed {seed}")
+        report = part(progress, number * steps, whole, f"{candidate.label}, seed {seed}")
         _finish(session, candidate, seed, encoded.items, plain, probe, report)
+        report(steps, steps)
     _budgets(session)
-    _reload_all(session, probe)
+    _reload_all(session, probe, part(progress, len(jobs) * steps, whole, "reload check", scale=len(jobs)))
 
 
 def _finish(
@@ -205,7 +222,8 @@ def _adapter(
                 )
             pad = student.tokenizer.pad_token_id or 0
             with budget.counting(teacher, student) as spent:
-                tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report)
+                kept = _savepoint(session, "tune", candidate, seed, spent)
+                tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report, savepoint=kept)
             facts["start_difference"] = shift
             facts["examples"] = max(facts["examples"], len(items))
             facts["steps"] += tuned.steps
@@ -221,6 +239,8 @@ def _adapter(
                 f"tune: {candidate.label} is still the student after tuning; a larger tune.learning_rate may help."
             )
         inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
+        if start.tuned:
+            kept.remove()
     return logits
 
 
@@ -246,7 +266,7 @@ def _logits_file(session: Session, candidate: Candidate, seed: int) -> Path:
     return session.run.path("tune", candidate.label, f"{seed}.logits.safetensors")
 
 
-def _reload_all(session: Session, probe: torch.Tensor) -> None:
+def _reload_all(session: Session, probe: torch.Tensor, progress: Progress) -> None:
     """Every result that has weights, loaded afresh, must give the logits that it gave in memory."""
     expected = {
         session.adapter(c, s): load_file(file)["logits"]
@@ -254,6 +274,8 @@ def _reload_all(session: Session, probe: torch.Tensor) -> None:
         if (file := _logits_file(session, c, s)).is_file()
     }
     root = session.run.path("adapters")
-    differences = inject.reload_check(session.models["student"], probe, expected, root) if expected else {}
+    student = session.models["student"]
+    differences = inject.reload_check(student, probe, expected, root, progress) if expected else {}
     relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
     files.write_json(root / "reload.json", {"largest_difference": relative})
+    progress(1, 1)

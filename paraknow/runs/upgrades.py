@@ -16,7 +16,7 @@ from paraknow.evaluate import words
 
 # What a run folder holds that no bundle does: passed over when a packed run folder is read.
 PASSED_OVER = re.compile(
-    r"\.lock|\.reserve|cancel|worker\.log|align/.*\.safetensors|align/.*\.sizes\.parquet|tune/.*\.safetensors"
+    r"(?:\.status)?\.lock|\.reserve|cancel|worker\.log|align/.*\.safetensors|align/.*\.sizes\.parquet|tune/.*\.safetensors"
     r"|locate/blocks\.safetensors|evaluate/parts/.*|adapters/[^/]+/[^/]+/.*"
 )
 

@@ -1,4 +1,4 @@
-"""Carry out runs: one in the foreground, or all queued ones, oldest first, until idle.
+"""Carry out runs: one in the foreground, or those that a supervisor names, one after the other.
 
 Only this module (and the stages it imports inside functions) brings torch into a process.
 """
@@ -9,25 +9,28 @@ import argparse
 import errno
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from paraknow.checkpoints import files_state
 from paraknow.checks import check
 from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
 from paraknow.progress import Progress
-from paraknow.runs import queue, store
+from paraknow.runs import processes, queue, store
 from paraknow.runs.store import Run
 
 STAGE_NAMES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 WRITE_EVERY = 0.5  # seconds between two writings of status.json
+RECENT = 20.0  # seconds of a stage that its speed is judged by at least
 log = logging.getLogger("paraknow")
 
 
@@ -36,25 +39,33 @@ class Reporter:
 
     def __init__(self, run: Run, stage: str, show: Progress):
         self.run, self.stage, self.show = run, stage, show
-        self.began = time.time()
-        self.written = 0.0
-        self.first: int | None = None
+        self.began = time.monotonic()
+        self.written = -WRITE_EVERY
+        self.marks: deque[tuple[float, int]] = deque()  # (time, step) as far back as speed is judged by
 
     def __call__(self, step: int, total: int, message: str = "", **values: float) -> None:
         if self.run.cancelled():
             raise Cancelled(f"run {self.run.id} was cancelled in stage {self.stage}.")
         self.show(step, total, message, **values)
-        now = time.time()
-        if self.first is None:
-            self.first = step - 1  # a resumed stage does not begin at 0
+        now = time.monotonic()
+        if not self.marks:
+            self.marks.append((self.began, step - 1))  # a resumed stage does not begin at 0
         if values:
             self.run.event(stage=self.stage, step=step, total=total, message=message, **values)
         if now - self.written < WRITE_EVERY and step < total:
             return
         self.written = now
-        done = step - self.first
-        eta = (now - self.began) / done * (total - step) if done else None
+        eta = self._left(step, total, now)
         self.run.update(stage=self.stage, step=step, total=total, message=message, eta=eta)
+
+    def _left(self, step: int, total: int, now: float) -> float | None:
+        """Seconds left at the speed of late: of the last third of the stage, as its parts differ in speed."""
+        self.marks.append((now, step))
+        since = now - max(RECENT, (now - self.began) / 3)
+        while len(self.marks) > 2 and self.marks[1][0] <= since:
+            self.marks.popleft()
+        then, before = self.marks[0]
+        return (now - then) / (step - before) * (total - step) if step > before else None
 
 
 def execute(
@@ -80,12 +91,17 @@ def execute(
             run.path("cancel").unlink(missing_ok=True)
         handler = _log_file(run)
         try:
-            _execute(run, until, skip, show, warm)
+            run.reserve()
+            _begin(run)
+            with _beating(run), queue.device_held(run, run.config().device, from_queue, _waiting(run)):
+                _execute(run, until, skip, show, warm)
         except Cancelled:
             run.update(state="cancelled", finished=time.time(), error=None)
             raise
         except BaseException as error:
             log.error("%s", "".join(traceback.format_exception(error)))
+            if not run.path("config.yaml").is_file():
+                raise RunError(f"run {run.id}: its folder was deleted while it was worked on.") from error
             failure = _explain(error)
             run.update(state="failed", finished=time.time(), error=str(failure))
             if isinstance(error, Exception) and failure is not error:
@@ -97,22 +113,47 @@ def execute(
                 handler.close()
 
 
+def _begin(run: Run) -> None:
+    """From here on the run is this process's, and says so."""
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": processes.born()}
+    about = {"stage": "load", "step": 0, "total": None, "eta": None, "message": "", "error": None}
+    run.update(state="running", started=time.time(), finished=None, **mine, **about)
+
+
+def _waiting(run: Run) -> Callable[[str], None]:
+    """What a run does while another one has its device."""
+
+    def wait(why: str) -> None:
+        if run.cancelled():
+            raise Cancelled(f"run {run.id} was cancelled before it began.")
+        run.update(message=why)
+
+    return wait
+
+
+@contextmanager
+def _beating(run: Run) -> Iterator[None]:
+    """Heartbeats as long as the block lasts, from a thread of its own: a step may take minutes."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(store.BEAT):
+            run.beat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _execute(
     run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: dict[str, Any] | None
 ) -> None:
+    run.update(started=time.time(), message="")  # now that it has its device
     checked = check(run.config())
-    now = time.time()
-    run.update(
-        state="running",
-        started=now,
-        pid=os.getpid(),
-        error=None,
-        finished=None,
-        stage="load",
-        step=0,
-        total=None,
-        eta=None,
-    )
     from paraknow.progress import silent
     from paraknow.runs.stages import STAGES, Session
 
@@ -130,12 +171,12 @@ def _execute(
             raise Cancelled(f"run {run.id} was cancelled before stage {name}.")
         log.info("stage %s", name)
         run.update(stage=name, step=0, total=None, eta=None, message="")
-        began = time.time()
+        began = time.monotonic()
         try:
             STAGES[name](session, Reporter(run, name, show(name) if show else silent))
         except (InputError, ResourceError) as error:
             raise RunError(str(error)) from error  # the run has begun: its state is kept, it can be resumed
-        run.event(stage=name, seconds=round(time.time() - began, 2))
+        run.event(stage=name, seconds=round(time.monotonic() - began, 2))
         if name not in finished:
             finished.append(name)
         run.update(stages=finished)
@@ -198,39 +239,24 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def serve(root: Path, idle: float) -> None:
-    """Work through the queue until nothing has come for `idle` seconds. A second worker leaves at once."""
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(root / queue.WORKER_LOCK, timeout=2):  # a page may just be asking whether it is free
-            _serve(root, idle)
-    except Timeout:
-        print("another worker is at work here; leaving.", file=sys.stderr)
-
-
-def _serve(root: Path, idle: float) -> None:
+def main() -> None:
+    """Carry out the runs named on standard input, one a line; each is answered by its name when it has ended."""
+    parser = argparse.ArgumentParser(prog="python -m paraknow.runs.worker")
+    parser.add_argument("--runs", type=Path, default=None)
+    root = parser.parse_args().runs or store.runs_folder()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what Ctrl-C means
+    quiet()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print goes to the log
     warm: dict[str, Any] = {}
-    last = time.time()
-    while time.time() - last < idle:
-        run = queue.next_queued(root)
-        if run is None:
-            time.sleep(0.3)
-            continue
+    for line in sys.stdin:
+        run = Run(root / line.strip())
         try:
             execute(run, warm=warm, from_queue=True)
         except Exception as error:
             warm.clear()
             print(f"{run.id}: {error}", file=sys.stderr, flush=True)
-        last = time.time()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m paraknow.runs.worker")
-    parser.add_argument("--runs", type=Path, default=None)
-    parser.add_argument("--idle", type=float, default=600.0)
-    arguments = parser.parse_args()
-    quiet()
-    serve(arguments.runs or store.runs_folder(), arguments.idle)
+        print(run.id, file=answers, flush=True)
 
 
 if __name__ == "__main__":

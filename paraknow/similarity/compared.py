@@ -17,7 +17,7 @@ from paraknow.errors import InputError, RunError
 from paraknow.locate.agreement import rank_correlations
 from paraknow.locate.blocks import Block, factor
 from paraknow.models import Loaded
-from paraknow.progress import Progress, part, silent
+from paraknow.progress import Beating, Progress, part, silent
 from paraknow.similarity import weights
 from paraknow.similarity.activations import (
     INPUT_OF,
@@ -89,20 +89,26 @@ def compare(
         if "stitching" in settings.parts:
             found.stitching = _stitched(rows, settings, seed, found.warnings, jobs(progress, "stitching"))
     if {"weights", "interference"} & set(settings.parts):
-        known = _known_directions(student, tasks, settings, seed) if "interference" in settings.parts else {}
+        known: dict[tuple[int, str], tuple[torch.Tensor, int]] = {}
+        if "interference" in settings.parts:
+            known = _known_directions(student, tasks, settings, seed, jobs(progress, "known directions"))
         found.weights = weights_table(teacher, student, blocks, rank, known, seed, jobs(progress, "weights"))
         found.spectra = spectra_table({"teacher": teacher, "student": student}, jobs(progress, "spectra"))
+    if settings.parts:
+        jobs(progress, "spectra")(1, 1)  # the last of them: a map that could not be fitted left its share open
     return found
 
 
 def _shares_of_time(settings: Similarity, tasks: int) -> Callable[[Progress, str], Progress]:
     """Progress of each part of the stage, in steps of a task's pass over its examples."""
+    matrices = {"weights", "interference"} & set(settings.parts)
     lengths = {
         "outputs": 1000 * tasks * ("cka" in settings.parts or "stitching" in settings.parts),
         "untrained pair": 1000 * tasks * (settings.untrained and "cka" in settings.parts),
         "stitching": 500 * ("stitching" in settings.parts),
-        "weights": 250,
-        "spectra": 250,
+        "known directions": 250 * ("interference" in settings.parts),
+        "weights": 250 * bool(matrices),
+        "spectra": 250 * bool(matrices),
     }
     before = dict(zip(lengths, accumulate((0, *lengths.values())), strict=False))
     whole = sum(lengths.values())
@@ -169,12 +175,13 @@ def _read_pair(
     wanted = OUTPUTS if "cka" in settings.parts else ("residual",)
     for number, (task, places) in enumerate(points.items()):
         streams = {m: Stream(*sizes, resamples, permutations, seed) for m in wanted}
-        report = part(progress, number * 1000, len(points) * 1000, task, scale=1000)
+        report = Beating(part(progress, number * 1000, len(points) * 1000, task, scale=1000))
         kept = 0
         for batch in batches(teacher, student, places, settings.batch_rows, wanted, settings.forward_batch, report):
             if "cka" in settings.parts:
                 for module, stream in streams.items():
                     _add(stream, module, batch, sizes)
+                    report.beat()
             if "stitching" in settings.parts and not plain:
                 kept = rows.keep(batch, number, kept)
         if "cka" in settings.parts:
@@ -252,7 +259,7 @@ def _stitched(rows: _Rows, settings: Similarity, seed: int, warnings: list[str],
 
 
 def _known_directions(
-    student: Loaded, tasks: Sequence[data.Task], settings: Similarity, seed: int
+    student: Loaded, tasks: Sequence[data.Task], settings: Similarity, seed: int, progress: Progress
 ) -> dict[tuple[int, str], tuple[torch.Tensor, int]]:
     """Top directions of the student's inputs on what it knows, per (layer, first module that reads them)."""
     examples = [e for task in tasks for e in task.align]
@@ -268,8 +275,13 @@ def _known_directions(
         tuple(dict.fromkeys(INPUT_OF.values())),
         inputs=True,
         forward_batch=settings.forward_batch,
+        progress=part(progress, 0, 2000, scale=1000),
     )
-    return {key: (weights.top_directions(rows.float()), len(rows)) for key, rows in inputs.items()}
+    found = {}
+    for key, rows in inputs.items():
+        found[key] = (weights.top_directions(rows.float()), len(rows))
+        progress(1000 + round(1000 * len(found) / len(inputs)), 2000)
+    return found
 
 
 def weights_table(
@@ -325,7 +337,7 @@ def spectra_table(models: dict[str, Loaded], progress: Progress = silent) -> pd.
     places = [(name, layer) for name, loaded in models.items() for layer in range(loaded.architecture.layers)]
     for number, (name, layer) in enumerate(places):
         loaded = models[name]
-        for module in INPUT_OF:
+        for place, module in enumerate(INPUT_OF):
             values = weights.spectrum(loaded.weight(module, layer))
             rank, shape = weights.effective_rank(values), loaded.weight(module, layer).shape
             relative = (values / values[0]).cpu().tolist() if values[0] > 0 else [np.nan] * len(values)
@@ -343,5 +355,5 @@ def spectra_table(models: dict[str, Loaded], progress: Progress = silent) -> pd.
                 }
                 for index in shown
             ]
-        progress(number + 1, len(places))
+            progress(number * len(INPUT_OF) + place + 1, len(places) * len(INPUT_OF))
     return pd.DataFrame(rows)

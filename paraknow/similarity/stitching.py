@@ -57,11 +57,11 @@ def stitch(
     made = []
     for layer, x in enumerate(xs):
         x = x.to(_kind(x))
-        errors = sum(
-            _errors(x[fit][fold != k], train[fold != k], x[fit][fold == k], train[fold == k], sizes * 2)
-            for k in range(FOLDS)
-        )
-        best = torch.as_tensor(errors).argmin(0).tolist()
+        errors = torch.zeros(len(RIDGES), 2 * len(ys), dtype=torch.float64, device=device)
+        for k in range(FOLDS):
+            errors += _errors(x[fit][fold != k], train[fold != k], x[fit][fold == k], train[fold == k], sizes * 2)
+            progress(layer, len(xs), "stitching")
+        best = errors.argmin(0).tolist()
         missed = _residuals(x[fit], train, x[held], torch.cat([test, test], 1), sizes * 2, best)
         for s in range(len(ys)):
             spread, wrong, null = (v.double().cpu().numpy() for v in (scatter[s], missed[s], missed[len(ys) + s]))

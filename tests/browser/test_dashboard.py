@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -19,6 +18,7 @@ import pytest
 from paraknow import config as configs
 from paraknow import files
 from paraknow.runs import store
+from tests.processes import end_serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = next(
@@ -91,11 +91,7 @@ def address(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         end(psutil.Process(server.pid))
-        for run in store.all_runs(folder):  # the worker has a session of its own and outlives the server
-            with suppress(psutil.Error):
-                worker = psutil.Process(run.status()["pid"] if not run.recorded and "pid" in run.status() else None)
-                if "paraknow.runs.worker" in worker.cmdline():
-                    end(worker)
+        end_serving(folder)  # the worker has a session of its own and outlives the server
 
 
 @pytest.fixture(scope="module")

@@ -166,8 +166,26 @@ def test_losses_are_numbered_per_model_and_later_values_count() -> None:
 
 def test_long_curves_are_thinned_but_keep_their_end() -> None:
     table = pd.DataFrame({"label": "a", "seed": "0", "step": range(1, 5002), "loss": np.linspace(4, 1, 5001)})
-    (curve,) = losses.curves(table, {"a": "examined"}, {}).data
-    assert len(curve.x) <= losses.POINTS + 1 and curve.y[-1] == 1.0
+    figure = losses.curves(table, {"a": "examined"}, {})
+    (curve,) = figure.data
+    assert len(curve.x) <= losses.POINTS + 1 and (curve.y[0], curve.y[-1]) == (4.0, 1.0)
+    assert "of more than 400 steps, every 13. and the last are drawn" in figure.layout.xaxis.title.text
+    assert losses.curves(table.head(9), {"a": "examined"}, {}).layout.xaxis.title.text == "optimiser step"
+
+
+def test_losses_taken_in_bit_by_bit_are_the_same() -> None:
+    """With steps 4 to 6 made twice, as after a savepoint; of another stage, of a wrong kind: left out."""
+    steps = [*range(1, 7), *range(4, 11)]
+    events = [
+        {"stage": "tune", "step": s, "message": "a, seed 0", "loss": s + number / 100} for number, s in enumerate(steps)
+    ]
+    events += [{"stage": "align", "step": 1, "message": "a, seed 0", "loss": 1.0}, {"stage": "tune", "loss": 1.0}]
+    events += [{"stage": "tune", "step": "x", "message": "a, seed 0", "loss": 1.0}]
+    told = losses.Told()
+    for event in events:
+        told.add([event])
+    pd.testing.assert_frame_equal(told.table(), losses.from_events(events))
+    assert told.table().step.tolist() == list(range(1, 11)) and told.table().loss[3] == 4.06
 
 
 def test_layer_scores_name_the_layers_they_feed() -> None:

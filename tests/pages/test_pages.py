@@ -39,7 +39,7 @@ def warm_server(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queued runs stay queued: a worker would outlive the test."""
-    monkeypatch.setattr("paraknow.runs.queue.ensure_worker", lambda *arguments, **more: None)
+    monkeypatch.setattr("paraknow.runs.queue.ensure_workers", lambda *arguments, **more: None)
 
 
 def rows() -> list[dict]:

@@ -55,7 +55,7 @@ def test_a_run_travels(run: Run, tmp_path: Path, elsewhere: Path) -> None:
     assert status["state"] == "done" and "pid" not in status
     mark = files.read_json(there.path("imported.json"))
     assert mark["from"] == __version__ and mark["schema_version"] == 1 and len(mark["sha256"]) == 64
-    assert [p.name for p in elsewhere.iterdir()] == [run.id]
+    assert [p.name for p in elsewhere.iterdir() if p.name[0] != "."] == [run.id]
 
 
 def test_importing_again_is_known_and_other_content_gets_a_name(run: Run, tmp_path: Path, elsewhere: Path) -> None:
@@ -69,7 +69,7 @@ def test_importing_again_is_known_and_other_content_gets_a_name(run: Run, tmp_pa
     second = bundle.import_(other, elsewhere)
     assert not second.known and second.run.id.startswith(f"{run.id}-") and bundle.import_(other, elsewhere).known
     assert bundle.import_(bundle.export(second.run, tmp_path / "c.zip"), elsewhere).known  # travels on
-    assert len(list(elsewhere.iterdir())) == 2
+    assert len([p for p in elsewhere.iterdir() if p.name[0] != "."]) == 2
 
 
 def test_places_of_the_machine_are_shortened(runs: Path, tmp_path: Path, elsewhere: Path) -> None:
@@ -126,8 +126,8 @@ def test_an_imported_run_stays_as_it_came(
     packed.adapter(run, "demo:student")
     run.update(state="lost")
     there = bundle.import_(bundle.export(run, tmp_path / "a.zip", adapters=True), elsewhere).run
-    before = packed.snapshot(elsewhere)
-    monkeypatch.setattr(queue, "ensure_worker", lambda *a, **k: pytest.fail("a worker was started"))
+    before = packed.snapshot(there.folder)
+    monkeypatch.setattr(queue, "ensure_workers", lambda *a, **k: pytest.fail("a worker was started"))
     for change in (queue.resume, worker.execute, rescore.rescore):
         with pytest.raises(InputError, match="is read-only: it was imported"):
             change(there)
@@ -137,7 +137,7 @@ def test_an_imported_run_stays_as_it_came(
             cli.main([*words, there.id, *(["--merged", str(tmp_path / "m")] if words == ["export"] else [])])
         assert stop.value.code == 2 and "is read-only" in capsys.readouterr().err
     assert calibrate.existing(there.config()) is None  # never taken for one's own
-    assert packed.snapshot(elsewhere) == before
+    assert packed.snapshot(there.folder) == before
     store.delete(there)
     assert not there.folder.exists()
 

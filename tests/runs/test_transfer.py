@@ -27,6 +27,7 @@ SMALL = {
     "tune": {"epochs": 1, "max_length": 64, "learning_rate": 1e-2},
     "evaluate": {"limit": 2},
 }
+told: list[tuple[str, int, int]] = []  # stage, step, total, as the last run reported them
 LABELS = ["transport", "gaussian", "sft", "logit_fusion", "laten", "widened", "zero"]
 LABELS += ["transport+noise", "transport+shuffled_teacher", "transport+self"]
 
@@ -42,9 +43,17 @@ def done(pair, tmp_path_factory):
     made = []
     for _ in range(2):
         run = store.create(config.parse({**SMALL, "pair": pair}), tmp_path_factory.mktemp("runs"), state="running")
-        worker.execute(run)
+        told.clear()
+        worker.execute(run, show=lambda stage: lambda step, total, *_, **__: told.append((stage, step, total)))
         made.append(run)
     return made
+
+
+def test_steps_of_every_stage_only_grow_and_end_at_the_total(done):
+    for stage in worker.STAGE_NAMES:
+        steps = [(step, total) for name, step, total in told if name == stage]
+        assert steps or stage == "similarity"  # which was asked for nothing
+        assert steps == sorted(steps) and {total for _, total in steps} == {step for step, _ in steps[-1:]}, stage
 
 
 def test_every_model_is_made_reloaded_and_measured(done):

@@ -2,34 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from paraknow import config, resources
+from paraknow import config, resources, savepoint
 from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.runs import queue, store, worker
-from paraknow.runs.store import Run
 from tests.test_bad_input import QUICK
 
 
 def quick(**changes) -> config.RunConfig:
     return config.parse({**QUICK, **changes})
-
-
-def wait_for(run: Run, states: tuple[str, ...], seconds: float = 120) -> str:
-    until = time.time() + seconds
-    while time.time() < until:
-        if (state := run.status()["state"]) in states:
-            return state
-        time.sleep(0.2)
-    raise AssertionError(f"still {run.status()} after {seconds} s")
 
 
 def test_a_run_leaves_the_documented_folder(runs):
@@ -74,8 +60,8 @@ def test_the_same_seed_gives_the_same_numbers(runs):
     assert first == second
 
 
-@pytest.mark.parametrize("stage", ["locate", "similarity", "tune", "evaluate"])
-def test_cancel_and_resume(runs, stage):
+def test_cancel_and_resume(runs):
+    """Cancelled in every stage in turn, and resumed each time: the same results as a run that was not."""
     config_ = quick(baselines=["gaussian"])
     run, whole = store.create(config_), store.create(config_)
     worker.execute(whole)
@@ -87,13 +73,22 @@ def test_cancel_and_resume(runs, stage):
 
         return report
 
-    with pytest.raises(Cancelled):
-        worker.execute(run, show=show)
-    assert run.status()["state"] == "cancelled" and run.status()["stage"] == stage
+    for stage in ("locate", "similarity", "align", "tune", "evaluate"):
+        with pytest.raises(Cancelled):
+            worker.execute(run, show=show)
+        assert run.status()["state"] == "cancelled" and run.status()["stage"] == stage
     worker.execute(run)
     assert run.status()["state"] == "done"
     unbroken, resumed = (json.loads(r.path("evaluate/deltas.json").read_text())["rows"] for r in (whole, run))
     assert unbroken == resumed
+    assert not list(run.folder.rglob(f"*{savepoint.ENDING}"))
+    if stage == "tune":
+        losses = [[(e["message"], e["step"], e["loss"]) for e in r.events() if "loss" in e] for r in (whole, run)]
+        assert losses[0] == losses[1]  # not a step was made twice
+        for file in whole.path("adapters").rglob("*.*"):
+            if file.name != "reload.json":
+                assert file.read_bytes() == run.path(str(file.relative_to(whole.folder))).read_bytes()
+        pd.testing.assert_frame_equal(*(pd.read_parquet(r.path("tune/budgets.parquet")) for r in (whole, run)))
 
 
 def test_until_stops_early_and_goes_on_later(runs):
@@ -136,32 +131,3 @@ def test_bad_configs_are_not_queued(runs):
     with pytest.raises(InputError):
         queue.submit(quick(task="nothing"))
     assert not runs.exists()
-
-
-def test_the_queue_in_a_process_of_its_own(runs):
-    first, second = queue.submit(quick()), queue.submit(quick(seed=1))
-    try:
-        assert wait_for(first, ("done", "failed")) == "done" and wait_for(second, ("done", "failed")) == "done"
-        assert queue.worker_alive()
-        assert first.status()["finished"] <= second.status()["started"] + 1
-        late = subprocess.run(
-            [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(runs)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert "another worker" in late.stderr
-        doomed = queue.submit(quick(tune={"epochs": 5000, "max_length": 64}))
-        until = time.time() + 60
-        while doomed.status().get("stage") != "tune" and time.time() < until:
-            time.sleep(0.1)
-        psutil.Process(doomed.status()["pid"]).kill()
-        assert wait_for(doomed, ("lost",), 15) == "lost"
-        assert not queue.worker_alive()
-    finally:
-        for run in store.all_runs():
-            pid = run.status().get("pid")
-            if not run.recorded and pid and psutil.pid_exists(pid) and run.folder.parent == runs:
-                process = psutil.Process(pid)
-                if process.status() != psutil.STATUS_ZOMBIE and "paraknow.runs.worker" in process.cmdline():
-                    process.kill()

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import faults, full_disk
+
+
+@pytest.mark.timeout(900)
+def test_twenty_kills_leave_every_run_readable_and_equal_to_an_unbroken_one(tmp_path):
+    found = faults.kills(tmp_path, 20, 0)
+    print(faults.line(found))
+    assert found["kills"] == 20 and len(found["stages"]) > 1
+    assert not found["unreadable"] and not found["stuck"] and not found["unequal"]
+
+
+def test_a_full_disk_in_every_stage():
+    try:
+        rows = full_disk.rows()
+    except full_disk.NoDisk as reason:
+        pytest.skip(f"no small disk can be mounted here: {reason}")
+    *stages, whole, submitting = rows
+    assert [row["stage"] for row in stages] == ["load", "locate", "similarity", "align", "tune", "evaluate"]
+    for row in stages:
+        assert row["state"] == "failed" and "no space is left" in row["said"] and row["resumed"], row
+        assert not row["unreadable"] and not row["half written"], row
+    assert whole["equal"] and submitting == {"stage": "submitting", "refused": True, "left behind": 0}
