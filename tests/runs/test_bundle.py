@@ -52,7 +52,7 @@ def test_a_run_travels(run: Run, tmp_path: Path, elsewhere: Path) -> None:
         if not name.endswith((".json", ".yaml", ".jsonl")):
             assert there.path(name).read_bytes() == run.path(name).read_bytes()
     status = there.status()
-    assert status["state"] == "done" and "pid" not in status
+    assert status["state"] == "done" and not {"pid", "host"} & set(status)
     mark = files.read_json(there.path("imported.json"))
     assert mark["from"] == __version__ and mark["schema_version"] == 1 and len(mark["sha256"]) == 64
     assert [p.name for p in elsewhere.iterdir() if p.name[0] != "."] == [run.id]
