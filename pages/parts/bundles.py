@@ -13,7 +13,7 @@ from paraknow.errors import ParaKnowError
 from paraknow.runs import bundle, store
 from paraknow.runs.store import Run
 
-LARGEST = 64  # MiB that pass through the server's memory, either way; the command line has no such limit
+LARGEST = 64  # MiB of files whose bundle passes through the server's memory; the command line has no such limit
 
 
 def download(run: Run) -> None:
@@ -54,11 +54,10 @@ def download(run: Run) -> None:
 def upload() -> None:
     """A bundle from elsewhere becomes a read-only run."""
     with st.expander("Import a bundle"):
-        given = st.file_uploader(
-            "Bundle (zip)", "zip", key="r.upload", max_upload_size=LARGEST, label_visibility="collapsed"
-        )
+        given = st.file_uploader("Bundle (zip)", "zip", key="r.upload", label_visibility="collapsed")
+        most = st.get_option("server.maxUploadSize")  # the server refuses what is larger, whatever a page allows
         st.caption(
-            f"Everything in it is checked before it becomes a run, and it stays read-only. Up to {LARGEST} MiB here; a "
+            f"Everything in it is checked before it becomes a run, and it stays read-only. Up to {most} MiB here; a "
             "larger one: `paraknow runs import FILE.zip`."
         )
         st.button("Import it", icon=":material/upload:", key="r.import", disabled=given is None, on_click=_take)

@@ -99,7 +99,7 @@ class Event(_Facts):
     step: int | None = None
     total: int | None = None
     message: str | None = None
-    loss: FiniteFloat | None = None
+    loss: float | None = None  # NaN where that stopped the run
     warning: str | None = None
     seconds: FiniteFloat | None = None
 

@@ -166,9 +166,10 @@ def _done(run: Run) -> bool:
 
 
 def _run_of(state: dict[str, Any], point: Point, about: Checked, root: Path) -> Run | None:
-    """The run this point has had, unless it was deleted or its models or data have changed since."""
+    """The run this point has had, unless it was deleted (a bundle of it may have come back) or its models or data have
+    changed since."""
     run = Run(root / state["runs"].get(point.digest, " "))
-    if not run.path("config.yaml").is_file():
+    if run.read_only or not run.path("config.yaml").is_file():
         return None
     try:
         facts = files.read_json(run.path("environment.json"))

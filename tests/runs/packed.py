@@ -51,7 +51,7 @@ def finished(root: Path, environment: dict[str, Any] | None = None, **changes: A
     """A run that is done, with a table, maps, items and deltas. `changes` are those of the config."""
     config = configs.parse({**CONFIG, **changes})
     run = store.create(config, root)
-    run.update(state="done", stages=["load", "locate"], started=1.0, finished=2.0, pid=7)
+    run.update(state="done", stages=["load", "locate"], started=1.0, finished=2.0, pid=7, host="my-laptop")
     named = {"teacher": config.pair.teacher, "student": config.pair.student}
     models = {m: {"title": m, "spec": spec, "layers": 2, "sha256": m[0] * 64} for m, spec in named.items()}
     facts = {"versions": {"paraknow": "0.1.0"}, "device": "cpu", "seeds": [0], "models": models}

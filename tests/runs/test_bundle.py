@@ -8,13 +8,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from paraknow import __version__, cli, files
 from paraknow.errors import InputError, RunError
-from paraknow.runs import bundle, calibrate, queue, rescore, store, upgrades, worker
+from paraknow.runs import bundle, calibrate, queue, rescore, reuse, store, sweep, upgrades, worker
 from paraknow.runs.store import Run
 from tests.runs import packed
 
@@ -52,7 +53,7 @@ def test_a_run_travels(run: Run, tmp_path: Path, elsewhere: Path) -> None:
         if not name.endswith((".json", ".yaml", ".jsonl")):
             assert there.path(name).read_bytes() == run.path(name).read_bytes()
     status = there.status()
-    assert status["state"] == "done" and "pid" not in status
+    assert status["state"] == "done" and not {"pid", "host"} & set(status)
     mark = files.read_json(there.path("imported.json"))
     assert mark["from"] == __version__ and mark["schema_version"] == 1 and len(mark["sha256"]) == 64
     assert [p.name for p in elsewhere.iterdir() if p.name[0] != "."] == [run.id]
@@ -137,6 +138,9 @@ def test_an_imported_run_stays_as_it_came(
             cli.main([*words, there.id, *(["--merged", str(tmp_path / "m")] if words == ["export"] else [])])
         assert stop.value.code == 2 and "is read-only" in capsys.readouterr().err
     assert calibrate.existing(there.config()) is None  # never taken for one's own
+    monkeypatch.setattr(reuse, "unchanged", lambda *a: True)
+    point, models = SimpleNamespace(digest="d", config=there.config()), SimpleNamespace(teacher=None, student=None)
+    assert sweep._run_of({"runs": {"d": there.id}}, point, models, elsewhere) is None
     assert packed.snapshot(there.folder) == before
     store.delete(there)
     assert not there.folder.exists()
