@@ -12,8 +12,8 @@ test: setup-test chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	-@$(BIN)/python .ci/audit.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Known vulnerabilities of what is installed. Here they are an error; in `test` they are shown and fail nothing, so that
 # an advisory of today does not turn yesterday's commit red.

@@ -209,6 +209,6 @@ def test_what_the_config_promises() -> None:
 
     said = tomllib.loads((resources.root() / ".streamlit" / "config.toml").read_text())
     wanted = {"address": "127.0.0.1", "enableXsrfProtection": True, "enableCORS": True, "enableStaticServing": False}
-    assert wanted.items() <= said["server"].items() and said["server"]["maxUploadSize"] <= 20
+    assert wanted.items() <= said["server"].items() and said["server"]["maxUploadSize"] <= 64
     assert said["server"]["enableAgentApi"] is False and said["client"]["showErrorDetails"] == "none"
     assert said["browser"]["gatherUsageStats"] is False
