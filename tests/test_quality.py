@@ -15,6 +15,7 @@ TORCH_FREE = (
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
     "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
+    "paraknow.runs.cluster paraknow.runs.order paraknow.runs.threads "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
