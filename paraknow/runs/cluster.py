@@ -9,6 +9,7 @@ An actor is not restarted by Ray: the driver sees its end, begins another one an
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,14 @@ POLL = 0.5  # seconds between two looks at the runs
 SEEN_WITHIN = 10.0  # seconds until a new folder must be seen by another node
 ANSWER_WITHIN = 30  # seconds for a cluster to answer
 STORE_BYTES = 80 * 2**20  # the least Ray accepts: nothing large goes through its object store
-# Read by Ray when it is imported or started. Local addresses only, a token of this start's own, no statistics sent.
-LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_enable_worker_prestart": "0"}
+# Read by Ray when it is imported or started: listen on loopback alone, ask for a token (made at every start), begin no
+# process before it is needed, and give workers the priority that this process has.
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_worker_niceness": "0",
+}
 
 Show = Callable[[str, dict[str, Any] | None], None]
 
@@ -95,9 +102,8 @@ class Cluster:
 
     def __init__(self, address: str | None = None, workers: int | None = None, show: Show = lambda title, now: None):
         self.address, self.workers, self.show = address, workers, show
-        self.folder: Path | None = None
-        self.environment: dict[str, str | None] = {}
-        self.ours = False
+        self.ray: Any = None
+        self.stack = ExitStack()  # what has to be undone
         if not installed():
             option = "--ray-address" if address else "--workers"
             raise InputError(f"{option}: Ray is not installed; {INSTALL} brings it.")
@@ -108,52 +114,43 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        try:
-            if self.ours:
-                ray.shutdown()
-        finally:
-            for name, before in self.environment.items():
-                os.environ.pop(name, None) if before is None else os.environ.update({name: before})
-            if self.folder:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.ours, self.environment, self.folder = False, {}, None
+        self.ray = None
+        self.stack.close()
 
     def _start(self, threads: int) -> Any:
+        """Ray, started or joined if it was not yet; one that the caller has begun is used as it is."""
+        if self.ray:
+            return self.ray
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            return sys.modules["ray"]
         wanted = {"RAY_USAGE_STATS_ENABLED": "0"}
         if not self.address:
             wanted |= {**LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        before = {name: os.environ.get(name) for name in wanted}
-        if self.ours or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-            return sys.modules["ray"]
-        os.environ.update(wanted)
-        self.environment = before
+        self.stack.enter_context(_environment(wanted))
+        # Ray prints what happens to its processes where our results go; what matters of it is said by notes.
+        self.stack.enter_context(redirect_stdout(io.StringIO()))
         import ray
 
-        quietly: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        given: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        if self.address:
+            given |= {"address": self.address}
+        else:
+            # Paths of sockets may have a hundred letters, so never below a long TMPDIR.
+            folder = tempfile.mkdtemp(prefix="paraknow-", dir="/tmp" if os.path.isdir("/tmp") else None)
+            self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            given |= {"address": "local", "include_dashboard": False, "object_store_memory": STORE_BYTES}
+            given |= {"num_cpus": max(cores(), (self.workers or 0) * threads), "_temp_dir": folder}
+        self.stack.callback(ray.shutdown)
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            if self.address:
-                ray.init(address=self.address, **quietly)
-            else:
-                # Paths of sockets may have a hundred letters, so never below a long TMPDIR.
-                self.folder = Path(tempfile.mkdtemp(prefix="paraknow-", dir="/tmp" if os.path.isdir("/tmp") else None))
-                ray.init(
-                    address="local",
-                    num_cpus=max(cores(), (self.workers or 0) * threads),
-                    object_store_memory=STORE_BYTES,
-                    include_dashboard=False,
-                    _temp_dir=str(self.folder),
-                    **quietly,
-                )
+            ray.init(**given)
         except (OSError, RuntimeError, ValueError) as error:
             where = f"--ray-address {self.address!r}" if self.address else "Ray cannot be started here"
             raise ResourceError(f"{where}: {_line(error)}") from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
-        self.ours = True
+        self.ray = ray
         return ray
 
     def carry_out(
@@ -295,6 +292,17 @@ class _Driver:
     def close(self) -> None:
         for actor in [*self.starting.values(), *self.idle, *(actor for actor, _ in self.busy.values())]:
             self.ray.kill(actor)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
