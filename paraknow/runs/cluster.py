@@ -123,7 +123,8 @@ class Cluster:
             return self.ray
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             return sys.modules["ray"]
-        wanted = {"RAY_USAGE_STATS_ENABLED": "0"}
+        # With the second, Ray leaves alone what it would otherwise warn about: which GPUs a worker without one sees.
+        wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         if not self.address:
             wanted |= {**LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.stack.enter_context(_environment(wanted))
@@ -348,7 +349,8 @@ def _reach(address: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ResourceError(
-            f"--ray-address {address!r}: what listens there did not answer as a Ray cluster within {ANSWER_WITHIN} s."
+            f"--ray-address {address!r}: no Ray cluster answered there within {ANSWER_WITHIN} s (Ray is "
+            f"{version('ray')} here; a cluster needs the same one, and its token where it has one)."
         ) from None
     if done.returncode:
         raise ResourceError(f"--ray-address {address!r}: {_line(done.stderr)}")

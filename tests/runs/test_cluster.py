@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from paraknow import __version__, cli_sweep, files
+from paraknow import __version__, cli_sweep, files, inject
 from paraknow.errors import Cancelled, InputError, ResourceError, RunError
 from paraknow.runs import cluster, sweep
 from paraknow.runs.order import AGAIN
@@ -223,6 +223,7 @@ def test_a_killed_worker_changes_no_result(runs, monkeypatch):
         assert {node["NodeManagerAddress"] for node in joined.ray.nodes()} == {"127.0.0.1"}
     assert victims and any("was killed" in note for note in notes), notes
     assert not os.path.exists(session) and "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setattr(inject, "reload_check", lambda *_: {})  # two fresh processes, and the same numbers
     theirs = sweep.run(values, runs / "b")
     made = [Run(runs / "a" / row) for row in dict.fromkeys(r["run"] for r in sweep.rows(ours))]
     same = [Run(runs / "b" / row) for row in dict.fromkeys(r["run"] for r in sweep.rows(theirs))]
