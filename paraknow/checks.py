@@ -26,8 +26,11 @@ class Checked:
     memory: dict[str, int]  # bytes at the peak of each stage
 
 
-def check(config: RunConfig) -> Checked:
-    """Refuse what cannot work. Raises InputError or ResourceError, one sentence each."""
+def check(config: RunConfig, here: bool = True) -> Checked:
+    """Refuse what cannot work. `here`: on this machine, so that its device and memory are looked at too.
+
+    Raises InputError or ResourceError, one sentence each.
+    """
     limits.check(config)
     candidates = methods.candidates(config)
     teacher, student = find(config.pair.teacher), find(config.pair.student)
@@ -44,9 +47,10 @@ def check(config: RunConfig) -> Checked:
             check_examples(task, config)
     plans = benchmarks.plans(config.evaluate)
     check_benchmarks(plans, teacher, student)
-    device, free = free_bytes(config.device)
+    device, free = free_bytes(config.device if here else "auto")
     memory = peaks(config, teacher, student, candidates, device, max((p.generated for p in plans), default=0))
-    _check_memory(config, memory, device, free)
+    if here:
+        _check_memory(config, memory, device, free)
     return Checked(config, teacher, student, candidates, memory)
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from paraknow.cli_sweep import OneByOne, RayAddress, Workers, side_by_side
 from paraknow.errors import RunError
-from paraknow.screen import carry_out, emit, interval, note, say, table
+from paraknow.screen import carry_out, emit, interval, table
 
 
 def cross(
@@ -20,6 +21,9 @@ def cross(
     override: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: locate.seeds=16.")] = None,
     name: Annotated[str | None, typer.Option(help="What its sweeps are called; the file's name by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also keep the result in this file (JSON).")] = None,
+    ray_address: RayAddress = None,
+    one_by_one: OneByOne = False,
+    workers: Workers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Locate on every task, tune and measure on every task: a matrix of runs, one table. A second call goes on."""
@@ -29,13 +33,15 @@ def cross(
 
     wanted = configs.load(config, override)
     warm: dict[str, Any] = {}  # one pair for all cells
-    found = matrix.run(
-        wanted,
-        task or list(wanted.task),
-        name or f"cross-{config.stem}",
-        execute=lambda run: carry_out(run, warm=warm),
-        note=note,
-    )
+    with side_by_side(ray_address, one_by_one, workers) as (cluster, say):
+        found = matrix.run(
+            wanted,
+            task or list(wanted.task),
+            name or f"cross-{config.stem}",
+            execute=lambda run: carry_out(run, warm=warm),
+            note=say,
+            cluster=cluster,
+        )
     command = "paraknow " + " ".join(sys.argv[1:])
     for path in filter(None, (store.runs_folder() / matrix.FILE, out)):
         matrix.save(found, path, command)

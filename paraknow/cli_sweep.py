@@ -3,18 +3,30 @@ line."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paraknow.errors import InputError, RunError
-from paraknow.screen import carry_out, emit, note, table
+from paraknow.screen import PointBars, carry_out, emit, note, table
 
 if TYPE_CHECKING:
     from paraknow.config import RunConfig
     from paraknow.dryrun import DryRun
+    from paraknow.runs.cluster import Cluster
 
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Carry out on this Ray cluster: auto, HOST:PORT or ray://HOST:PORT."),
+]
+OneByOne = Annotated[bool, typer.Option("--one-by-one", help="One after the other in this process, without Ray.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="With Ray: at most so many runs at once.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of every run; 1 for small models, else all cores.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 recipes_app = typer.Typer(help="The papers' settings, shipped as configs.", invoke_without_command=True)
 
@@ -32,14 +44,25 @@ def sweep(
     source: Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="A sweep's file; with --resume also its name.")],
     resume: Annotated[bool, typer.Option("--resume", help="Only go on with a sweep that was begun.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also keep the table in this file (.parquet or .csv).")] = None,
+    ray_address: RayAddress = None,
+    one_by_one: OneByOne = False,
+    workers: Workers = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """One config at several settings: every point a run, one table at the end. A second call goes on."""
+    """One config at several settings: every point a run, one table at the end. A second call goes on.
+
+    With the extra paraknow[ray], points are carried out side by side on a Ray of this machine, or on a cluster; without
+    it, one after the other. Both find the same.
+    """
     from paraknow.runs import sweep as sweeps
 
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {str(out)!r}: the table is kept as .parquet or .csv.")
-    folder = sweeps.run(source, None, lambda run, warm: carry_out(run, warm=warm), note, resume)
+    with side_by_side(ray_address, one_by_one, workers) as (cluster, say):
+        folder = sweeps.run(
+            source, None, lambda run, warm: carry_out(run, warm=warm), say, resume, cluster=cluster, threads=threads
+        )
     if out is not None:
         _keep(sweeps.table(folder), out)
     rows = sweeps.rows(folder)
@@ -56,6 +79,22 @@ def sweep(
             f"{len(broken)} of {total} points failed, the first of them point {broken[0]}: {first['error'] or ''} "
             f"`paraknow sweep {folder.name} --resume` tries again."
         )
+
+
+@contextmanager
+def side_by_side(
+    address: str | None, one_by_one: bool, workers: int | None
+) -> Iterator[tuple[Cluster | None, Callable[[str], None]]]:
+    """(the Ray that runs are carried out on, or None for one after the other; where notes go)."""
+    from paraknow.runs import cluster
+
+    if one_by_one and (address or workers):
+        raise InputError("--one-by-one needs no Ray: leave out --ray-address and --workers.")
+    if one_by_one or not (address or workers or cluster.installed()):
+        yield None, note
+        return
+    with PointBars() as bars, cluster.Cluster(address, workers, bars.show) as found:
+        yield found, bars.note
 
 
 def _keep(frame: Any, out: Path) -> None:

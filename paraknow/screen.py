@@ -85,6 +85,51 @@ def say(text: str) -> None:
     print(plain(text))
 
 
+class PointBars:
+    """One bar per run under way on stderr, read from its status; a line every ten seconds where that is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description:<36}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[eta]}"),
+        )
+        self.bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.tasks: dict[str, Any] = {}
+        self.said: dict[str, float] = {}
+
+    def __enter__(self) -> PointBars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, title: str, status: dict[str, Any] | None) -> None:
+        """How far a run is; None: it is no longer under way."""
+        if status is None:
+            if (task := self.tasks.pop(title, None)) is not None:
+                self.bars.remove_task(task)
+            return
+        stage, step, total = status.get("stage") or "begins", status.get("step") or 0, status.get("total")
+        eta = status.get("eta")
+        left = "" if not isinstance(eta, int | float) else f"about {eta:.0f} s left in this stage"
+        if title not in self.tasks:
+            self.tasks[title] = self.bars.add_task(title, total=total, eta=left)
+            self.said[title] = time.time()
+        name = f"{title}: {stage} {status.get('message') or ''}"[:36]
+        self.bars.update(self.tasks[title], description=name, completed=step, total=total, eta=left)
+        if self.bars.disable and time.time() - self.said[title] > 10:
+            self.said[title] = time.time()
+            note(f"{title}: {stage} {step}/{total or '?'}{left and ', ' + left}")
+
+    def note(self, text: str) -> None:
+        """One line above the bars."""
+        self.bars.print(plain(text), markup=False, highlight=False) if not self.bars.disable else note(text)
+
+
 def note(text: str) -> None:
     """One line on stderr."""
     print(plain(text), file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ TORCH_FREE = (
     "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "
     "paraknow.devices paraknow.runs.index paraknow.runs.processes paraknow.runs.supervisor "
+    "paraknow.runs.cluster paraknow.runs.order paraknow.runs.threads "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
     "paraknow.runs.events "
     "paraknow.evaluate.sandbox "

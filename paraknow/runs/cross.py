@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from paraknow.evaluate import statistics
 from paraknow.runs import sweep
 from paraknow.runs.store import Run, runs_folder
 from paraknow.runs.sweepfile import Plan, read
+
+if TYPE_CHECKING:
+    from paraknow.runs.cluster import Cluster
 
 FILE = "cross.json"  # in the runs folder: the last one
 NOISE, RANDOM = "noise", "random_window"
@@ -99,8 +102,10 @@ def run(
     root: Path | None = None,
     execute: Callable[[Run], None] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    cluster: Cluster | None = None,
 ) -> Cross:
-    """Carry out every cell that is not done and read all of them; `execute(run)` carries out one run.
+    """Carry out every cell that is not done and read all of them, side by side on `cluster` or one after the other by
+    `execute(run)`.
 
     All cells are checked first. Raises InputError or ResourceError before anything is written, Cancelled where a run
     was cancelled. A run that fails is a missing cell.
@@ -110,7 +115,7 @@ def run(
     for made in plans:
         for point in made.points:
             try:
-                check(point.config)
+                check(point.config, cluster is None or cluster.address is None)
             except ParaKnowError as error:
                 raise type(error)(f"{made.name}, {point.words}: {error}") from None
     folders = []
@@ -118,7 +123,7 @@ def run(
         note(f"measured on {tasks[number - 1]} ({number} of {len(plans)})")
         values = {"name": made.name, "base": made.base, "list": [p.settings for p in made.points]}
         carry = None if execute is None else (lambda run, _, own=execute: own(run))
-        folders.append(sweep.run(values, root, carry, note))
+        folders.append(sweep.run(values, root, carry, note, cluster=cluster))
     return results(config, tasks, name, folders)
 
 

@@ -61,6 +61,20 @@ def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list
     return found
 
 
+def donors(points: Sequence[Checked]) -> list[int | None]:
+    """By place: the earlier point that each one takes over from, if points are begun one after the other; None where
+    there is none. Begun side by side, points that wait for these find the same."""
+    made: list[int | None] = []
+    seen: dict[str, int] = {}
+    for place, about in enumerate(points):
+        same = repr([getattr(about.config, s) for s in SETTINGS])
+        both = f"{same} {_rank(about.candidates[0].settings)}"
+        made.append(seen.get(both, seen.get(same)))
+        seen.setdefault(same, place)
+        seen.setdefault(both, place)
+    return made
+
+
 def _rank(settings: Any) -> int:
     return getattr(settings, "rank", 16)  # as the similarity stage takes it
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -22,9 +22,14 @@ from paraknow import files
 from paraknow.checks import Checked, check
 from paraknow.errors import Cancelled, InputError, ParaKnowError
 from paraknow.runs import reuse, store
+from paraknow.runs import threads as cpu
 from paraknow.runs.compare import flatten
+from paraknow.runs.order import Work
 from paraknow.runs.store import Run
 from paraknow.runs.sweepfile import Plan, Point, read, word
+
+if TYPE_CHECKING:
+    from paraknow.runs.cluster import Cluster
 
 FOLDER, FILE, LOCK = "sweeps", "sweep.json", ".lock"
 KEPT = tuple("suite group model n accuracy ci delta delta_ci bits share share_ci claim".split())
@@ -41,18 +46,23 @@ def run(
     execute: Execute | None = None,
     note: Callable[[str], None] = lambda text: None,
     resume: bool = False,
+    cluster: Cluster | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Carry out every point that is not done, in the foreground, and return the sweep's folder (see `table`).
 
-    `execute(run, warm)` carries out one run; `warm` keeps models between runs of one pair. With `resume` the sweep
-    must have been begun, and `source` may be its name. A point that fails is kept as failed and the sweep goes on.
+    Points are carried out on `cluster` (runs/cluster.py), or one after the other by `execute(run, warm)`; `warm` keeps
+    models between runs of one pair. Each computes with `threads` CPU threads, the sweep's own number by default (see
+    runs/threads.py), so both ways find the same. With `resume` the sweep must have been begun, and `source` may be its
+    name. A point that fails is kept as failed and the sweep goes on.
 
     Raises InputError or ResourceError before anything is written (all points are checked first), and Cancelled where
     a point was cancelled; another call goes on from there.
     """
     root = root or store.runs_folder()
     plan = read(_begun(source, root) if resume else source)
-    checked = [_check(point) for point in plan.points]
+    here = cluster is None or cluster.address is None
+    checked = [_check(point, here) for point in plan.points]
     folder = root / FOLDER / plan.name
     before = _state(folder)
     if resume and not before:
@@ -63,14 +73,19 @@ def run(
             "name": plan.name,
             "source": str(plan.source) if plan.source and plan.source.parent != folder else before.get("source"),
             "created": before.get("created", time.time()),
+            "threads": threads or before.get("threads") or cpu.decide(checked),
             "points": _noted(plan.points, checked),
             "runs": before.get("runs", {}),  # of earlier points too: one that comes back finds its run
         }
         files.write_json(folder / FILE, state)
         whole = {"name": plan.name, "base": plan.base, "list": [p.settings for p in plan.points]}
         files.write_text(folder / "sweep.yaml", yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+        sweep = _Sweep(plan, checked, root, state, note)
         try:
-            _carry_out(plan, checked, root, state, execute or _quietly, note)
+            if cluster:
+                sweep.side_by_side(cluster)
+            else:
+                sweep.one_by_one(execute or _quietly)
         finally:
             files.write_table(folder / "table.parquet", table(folder))
     return folder
@@ -93,9 +108,9 @@ def _begun(source: Path | str | dict[str, Any], root: Path) -> Path | str | dict
     return stored
 
 
-def _check(point: Point) -> Checked:
+def _check(point: Point, here: bool) -> Checked:
     try:
-        return check(point.config)
+        return check(point.config, here)
     except ParaKnowError as error:
         raise type(error)(f"point {point.number} ({point.words}): {error}") from None
 
@@ -130,34 +145,58 @@ def _at(values: Any, dotted: str) -> Any:
     return values
 
 
-def _carry_out(
-    plan: Plan,
-    checked: Sequence[Checked],
-    root: Path,
-    state: dict[str, Any],
-    execute: Execute,
-    note: Callable[[str], None],
-) -> None:
-    warm: dict[str, Any] = {}
-    ready: list[Run] = []  # runs of this sweep on these models and data
-    for point, about in zip(plan.points, checked, strict=True):
-        run = _run_of(state, point, about, root)
+class _Sweep:
+    """A sweep under way: what has to be done for each point, whoever carries it out."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        checked: Sequence[Checked],
+        root: Path,
+        state: dict[str, Any],
+        note: Callable[[str], None],
+    ):
+        self.plan, self.checked, self.root, self.state, self.note = plan, checked, root, state, note
+        self.runs: dict[int, Run] = {}  # by place: runs of this sweep on these models and data
+
+    def one_by_one(self, execute: Execute) -> None:
+        warm: dict[str, Any] = {}
+        for place in range(len(self.plan.points)):
+            if run := self.begin(place):
+                try:
+                    with cpu.limited(self.state["threads"]):
+                        execute(run, warm)
+                except Cancelled:
+                    raise
+                except ParaKnowError as error:
+                    warm.clear()
+                    self.failed(place, error)
+
+    def side_by_side(self, cluster: Cluster) -> None:
+        titles = [f"point {point.number}" for point in self.plan.points]
+        gpu = any(point.config.device != "cpu" for point in self.plan.points)
+        work = Work(titles, reuse.donors(self.checked), self.begin)
+        cluster.carry_out(work, self.state["threads"], gpu, self.note, self.failed)
+
+    def begin(self, place: int) -> Run | None:
+        """A point's run, with what an earlier point located; None where it is done."""
+        point, about = self.plan.points[place], self.checked[place]
+        run = _run_of(self.state, point, about, self.root)
         if run is None:
-            run = store.create(point.config, root, state="running")
-            state["runs"][point.digest] = run.id
-            files.write_json(root / FOLDER / plan.name / FILE, state)
-        if not _done(run):
-            shared = reuse.located(run, about, ready)
-            from_ = f", {' and '.join(shared[1])} from {shared[0].id}" if shared else ""
-            note(f"point {point.number} of {len(plan.points)}: {point.words} (run {run.id}{from_})")
-            try:
-                execute(run, warm)
-            except Cancelled:
-                raise
-            except ParaKnowError as error:
-                warm.clear()
-                note(f"point {point.number} failed: {error}")
-        ready.append(run)
+            run = store.create(point.config, self.root, state="running")
+            self.state["runs"][point.digest] = run.id
+            files.write_json(self.root / FOLDER / self.plan.name / FILE, self.state)
+        earlier = [self.runs[p] for p in sorted(self.runs) if p < place]
+        self.runs[place] = run
+        if _done(run):
+            return None
+        shared = reuse.located(run, about, earlier)
+        from_ = f", {' and '.join(shared[1])} from {shared[0].id}" if shared else ""
+        self.note(f"point {point.number} of {len(self.plan.points)}: {point.words} (run {run.id}{from_})")
+        return run
+
+    def failed(self, place: int, error: ParaKnowError) -> None:
+        self.note(f"point {self.plan.points[place].number} failed: {error}")
 
 
 def _done(run: Run) -> bool:

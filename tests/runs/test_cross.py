@@ -204,9 +204,9 @@ def command(runs, capsys, monkeypatch, tmp_path):
 
     def run(code: int, values: dict, *arguments: str) -> tuple[str, str]:
         file.write_text(yaml.safe_dump(values))
-        monkeypatch.setattr("sys.argv", ["paraknow", "cross", "trial.yaml", *arguments])
+        monkeypatch.setattr("sys.argv", ["paraknow", "cross", "trial.yaml", "--one-by-one", *arguments])
         with pytest.raises(SystemExit) as stop:
-            cli.main(["cross", str(file), *arguments])
+            cli.main(["cross", str(file), "--one-by-one", *arguments])
         captured = capsys.readouterr()
         assert stop.value.code == code, captured.err
         return captured.out, captured.err

@@ -338,7 +338,7 @@ def test_the_command_from_end_to_end(command, runs, tmp_path):
     file, out = tmp_path / "s.yaml", tmp_path / "table.csv"
     base = {**CHEAP, "controls": [], "evaluate": {"limit": 2, "resamples": 200}}
     file.write_text(yaml.safe_dump({"base": base, "grid": {"tune.epochs": [2]}}))
-    code, printed, err = command("sweep", str(file), "--json", "--out", str(out))
+    code, printed, err = command("sweep", str(file), "--json", "--out", str(out), "--one-by-one")
     assert code == 0, err
     values = json.loads(printed)
     assert values["schema_version"] == 1 and values["sweep"] == "s" and len(values["runs"]) == 1
@@ -357,11 +357,11 @@ def test_failed_points_end_with_4(command, monkeypatch, tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump({"base": QUICK, "grid": {"method.rank": [2, 4]}}))
     monkeypatch.setattr(cli_sweep, "carry_out", lambda run, warm: Fake({2: RunError("it broke.")})(run, warm))
-    code, out, err = command("sweep", str(file))
+    code, out, err = command("sweep", str(file), "--one-by-one")
     assert code == 4 and "failed" in out and "done" in out
     assert "paraknow: 1 of 2 points failed, the first of them point 1: it broke." in err.strip().splitlines()[-1]
     monkeypatch.setattr(cli_sweep, "carry_out", lambda run, warm: Fake()(run, warm))
-    assert command("sweep", str(file))[0] == 0
+    assert command("sweep", str(file), "--one-by-one")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_bad_arguments(command, runs, arguments, said):
 def test_ctrl_c_stops_the_point_and_the_sweep(runs, tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump({"base": CHEAP, "grid": {"tune.epochs": [3000, 3001]}}))
-    command = [sys.executable, "-m", "paraknow.cli", "sweep", str(file)]
+    command = [sys.executable, "-m", "paraknow.cli", "sweep", str(file), "--one-by-one"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
     try:
         until = time.time() + 120
