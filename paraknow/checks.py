@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
-
-import psutil
 
 from paraknow import data, methods
 from paraknow.checkpoints import BYTES, Checkpoint, check_blocks, find, memory_need
 from paraknow.config import CPU_BATCH, RunConfig
+from paraknow.devices import free_bytes
 from paraknow.errors import InputError, ResourceError
 from paraknow.evaluate import benchmarks, catalogue
 from paraknow.methods.base import Candidate
@@ -147,33 +145,6 @@ def check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
         raise InputError(
             "method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student."
         )
-
-
-def free_bytes(device: str) -> tuple[str, int]:
-    """(device that would be used, bytes free on it), by NVIDIA's management library and psutil.
-
-    Raises ResourceError where cuda is asked for and there is none.
-    """
-    if device != "cpu" and not version("torch").endswith("+cpu"):
-        free = _free_on_gpu()
-        if free is not None:
-            return "cuda", free
-    if device == "cuda":
-        raise ResourceError("device 'cuda': no CUDA device is available here; use cpu or auto.")
-    return "cpu", psutil.virtual_memory().available
-
-
-def _free_on_gpu() -> int | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
 
 
 def _check_memory(config: RunConfig, memory: dict[str, int], device: str, free: int) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from paraknow import checks, resources
+from paraknow import devices, resources
 
 
 def examine() -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def examine() -> list[dict[str, Any]]:
             rows.append({"check": package, "ok": True, "found": version(package)})
         except PackageNotFoundError:
             rows.append({"check": package, "ok": False, "found": "not installed"})
-    device, free = checks.free_bytes("auto")
+    device, free = devices.free_bytes("auto")
     rows.append({"check": "device", "ok": True, "found": f"{device}, {free / 2**30:.1f} GiB free"})
     rows.append(
         {"check": "disk", "ok": True, "found": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import checkpoints, checks, data, methods, passes, recipes, resources
+from paraknow import checkpoints, checks, data, devices, methods, passes, recipes, resources
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
@@ -383,6 +383,6 @@ def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, gene
 
 def _free(device: str) -> tuple[str, int | None]:
     try:
-        return checks.free_bytes(device)
+        return devices.free_bytes(device)
     except ResourceError:
         return device, None

@@ -258,7 +258,7 @@ def reload_check(
     folders = list(expected)
     tensors = {"ids": ids.cpu()} | {str(index): expected[folder].clone() for index, folder in enumerate(folders)}
     dtype = str(student.model.dtype).removeprefix("torch.")
-    command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, student.device.type]
+    command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, str(student.device)]
     try:
         save_file(tensors, file)
         done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from paraknow import devices
 from paraknow.architecture import Architecture
 from paraknow.checkpoints import Checkpoint, files_state, find
 from paraknow.errors import InputError, ResourceError, RunError
@@ -43,12 +45,21 @@ class Loaded:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises ResourceError where CUDA is asked for and absent."""
+    """`auto`, `cpu` or `cuda` as a device; of several GPUs the one this process works on (devices.current).
+
+    Raises ResourceError where CUDA is asked for and absent, InputError where there is no GPU of that number.
+    """
+    os.environ.setdefault(devices.ORDER, "PCI_BUS_ID")  # GPUs are counted as `devices` counts them
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ResourceError("device 'cuda': no CUDA device is available here; use cpu or auto.")
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device(name)
+    number, there = devices.current(), torch.cuda.device_count()
+    if number >= there:
+        raise InputError(f"{devices.GPU}: there is no GPU {number} here; the last is {there - 1}.")
+    return torch.device(name, number)
 
 
 def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -> Loaded:

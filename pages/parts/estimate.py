@@ -11,8 +11,9 @@ import yaml
 
 from paraknow import config as configs
 from paraknow import data
-from paraknow.checks import check, free_bytes
+from paraknow.checks import check
 from paraknow.config import RunConfig
+from paraknow.devices import free_bytes
 from paraknow.errors import ParaKnowError
 
 

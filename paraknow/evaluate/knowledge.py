@@ -18,8 +18,8 @@ import pandas as pd
 
 from paraknow import data, facts
 from paraknow.checkpoints import BYTES, Checkpoint, find
-from paraknow.checks import free_bytes
 from paraknow.data import Example
+from paraknow.devices import free_bytes
 from paraknow.errors import InputError, ResourceError, RunError
 from paraknow.evaluate import deltas
 from paraknow.models import Loaded
