@@ -230,6 +230,20 @@ class Evaluate(Part):
         return self
 
 
+Waiting = Literal["device", "auto", "offload"]
+
+
+class Placement(Part):
+    """Where the layers of a model that does not fit wait (docs/memory.md). All work is done on one device."""
+
+    teacher: Waiting = Field(
+        "device",
+        description="device: on the device itself. auto: there while it has room, then on other GPUs, in host memory, "
+        "on disk. offload: none of them there, but in host memory, or on disk where the device is a CPU.",
+    )
+    student: Waiting = Field("device", description="The same for the student.")
+
+
 class RunConfig(Part):
     """Everything a run depends on."""
 
@@ -253,6 +267,7 @@ class RunConfig(Part):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are loaded in.")
+    placement: Placement = Placement()
 
     @field_validator("task", mode="before")
     @classmethod
@@ -372,10 +387,12 @@ def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:
 def dump(config: RunConfig) -> str:
     """The config as YAML, every default written out.
 
-    But not `locate.task` where it is the run's own: texts of runs are compared (see calibrate.existing), and those of
-    runs from before there was such a setting must stay equal.
+    But not `locate.task` where it is the run's own, nor `placement` where nothing waits elsewhere: texts of runs are
+    compared (see calibrate.existing), and those of runs from before there were such settings must stay equal.
     """
     values = config.model_dump(mode="json")
     if values["locate"]["task"] is None:
         del values["locate"]["task"]
+    if config.placement == Placement():
+        del values["placement"]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -22,7 +22,7 @@ import torch
 from paraknow.errors import RunError
 from paraknow.files import replacing_folder
 from paraknow.methods.base import Align, Start
-from paraknow.models import Loaded
+from paraknow.models import Loaded, release
 
 MOVING, FROZEN = "moving", "frozen"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -259,8 +259,10 @@ def reload_check(
     tensors = {"ids": ids.cpu()} | {str(index): expected[folder].clone() for index, folder in enumerate(folders)}
     dtype = str(student.model.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, str(student.device)]
+    command.append(",".join(student.layers) if set(student.layers) - {str(student.device)} else "")
     try:
         save_file(tensors, file)
+        release()  # the fresh process needs room on the device
         done = subprocess.run(
             [*command, str(file), *map(str, folders)], capture_output=True, text=True, stdin=subprocess.DEVNULL
         )

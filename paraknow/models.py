@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from paraknow import devices
+from paraknow import devices, placing
 from paraknow.architecture import Architecture
 from paraknow.checkpoints import Checkpoint, files_state, find
 from paraknow.errors import InputError, ResourceError, RunError
@@ -24,12 +24,14 @@ class Loaded:
     """A model in evaluation mode with its tokenizer; nothing requires a gradient.
 
     state: of the files it was loaded from, at that time (checkpoints.files_state); None where it came otherwise.
+    layers: where each layer waits (placing.homes); empty: all on the model's device.
     """
 
     checkpoint: Checkpoint
     model: Any
     tokenizer: Any
     state: tuple | None = None
+    layers: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> Architecture:
@@ -37,11 +39,12 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where its work is done: inputs go there, outputs come from there. The embedding is always there."""
+        return self.model.get_input_embeddings().weight.device
 
     def weight(self, module: str, layer: int) -> torch.Tensor:
-        """The weight (out, in) of one matrix."""
-        return self.model.get_submodule(self.architecture.path(module, layer)).weight
+        """The weight (out, in) of one matrix, to be read; brought to the device where its layer waits elsewhere."""
+        return self.model.get_submodule(self.architecture.path(module, layer)).weight.to(self.device)
 
 
 def pick_device(name: str) -> torch.device:
@@ -62,11 +65,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, number)
 
 
-def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -> Loaded:
+def load(
+    spec: str | Checkpoint,
+    dtype: str = "float32",
+    device: str = "auto",
+    placement: str | Sequence[str] = "device",
+    room: Mapping[int | str, int] | None = None,
+) -> Loaded:
     """Load demo:NAME, a local folder or a hub id. Only safetensors, never remote code.
 
-    Raises InputError (see checkpoints.find), ResourceError (no such device), RunError (the weights do not fit
-    the config, or hold NaN: the matrix is named).
+    placement, room: where layers wait (placing.homes), or the place of each. Raises InputError (see checkpoints.find),
+    ResourceError (no such device, no room on the disk), RunError (the weights do not fit the config, or hold NaN: the
+    matrix is named).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,8 +101,9 @@ def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -
         raise InputError(
             f"model {checkpoint.spec!r}: its weight files lack {lacking[0]} (and {len(lacking) - 1} more)."
         )
-    model = model.to(target).eval().requires_grad_(False)
-    loaded = Loaded(checkpoint, model, tokenizer, state)
+    layers = tuple(placing.homes(model, target, placement, room) if isinstance(placement, str) else placement)
+    model = placing.place(model, target, layers).eval().requires_grad_(False)
+    loaded = Loaded(checkpoint, model, tokenizer, state, layers)
     _check_shapes(loaded)
     _check_finite(loaded)
     return loaded
@@ -111,7 +122,7 @@ def _check_shapes(loaded: Loaded) -> None:
 @torch.no_grad()
 def _check_finite(loaded: Loaded) -> None:
     named = list(loaded.model.named_parameters())
-    sound = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist()
+    sound = torch.stack([torch.isfinite(p).all().to(loaded.device) for _, p in named]).tolist()
     for (name, _), good in zip(named, sound, strict=True):
         if not good:
             raise RunError(f"model {loaded.checkpoint.spec!r}: the weights of {name} hold NaN or infinity.")
