@@ -26,6 +26,7 @@ class Checked:
     student: Checkpoint
     candidates: list[Candidate]
     case: Case
+    free: Free
 
     @cached_property
     def parts(self) -> dict[str, Parts]:
@@ -40,6 +41,14 @@ class Checked:
 
 def check(config: RunConfig) -> Checked:
     """Refuse what cannot work. Raises InputError or ResourceError, one sentence each."""
+    checked = prepare(config)
+    if refusal := refused(config, checked.case, checked.free):
+        raise refusal
+    return checked
+
+
+def prepare(config: RunConfig) -> Checked:
+    """The same without a look at whether memory suffices; no such device is refused."""
     candidates = methods.candidates(config)
     teacher, student = find(config.pair.teacher), find(config.pair.student)
     check_blocks(teacher, student, config.locate)
@@ -57,9 +66,7 @@ def check(config: RunConfig) -> Checked:
     free = Free.now(config.device)
     generated = max((p.generated for p in plans), default=0)
     case = Case(teacher, student, candidates, free.device, tasks, generated, bool(plans))
-    if refusal := refused(config, case, free):
-        raise refusal
-    return Checked(config, teacher, student, candidates, case)
+    return Checked(config, teacher, student, candidates, case, free)
 
 
 def check_examples(task: data.Task, config: RunConfig) -> None:

@@ -15,6 +15,7 @@ from paraknow.errors import ResourceError
 from paraknow.memory import Case, Need
 
 GIB = 2**30
+ROOM = 0.9  # of what is free beside the device is given to layers that wait
 LEAST_LENGTH = 64  # tokens; shorter examples would hardly be the same task
 PARTS = {
     "weights": "the weights",
@@ -172,6 +173,25 @@ def nearest(config: RunConfig, case: Case, free: Free) -> tuple[Fit | None, Fit]
     return fit, fit
 
 
+def less(config: RunConfig, case: Case, stage: str, asked: int = 0) -> Fit | None:
+    """The nearest settings with which one stage needs less by what was asked for in vain, and by a tenth at least.
+
+    The least that can be had where nothing saves so much; None where nothing saves anything.
+    """
+    if stage not in (before := case.need(config).totals):
+        return None
+    most = before[stage] - max(asked, before[stage] // 10)
+    best: Fit | None = None
+    for name, values in ladders(config, case):
+        for value in values:
+            need = case.need(changed(config, {name: value})).totals[stage]
+            if need < (best.need if best else before[stage]):
+                best = Fit({name: value}, need)
+            if need <= most:
+                return Fit({name: value}, need)
+    return best
+
+
 def refused(config: RunConfig, case: Case, free: Free) -> ResourceError | None:
     """Why a run does not fit: the stage, its largest part and the nearest settings that do. None where it fits."""
     need = case.need(config)
@@ -196,6 +216,29 @@ def refused(config: RunConfig, case: Case, free: Free) -> ResourceError | None:
         f"free; {hint}.",
         fit.settings if fit else {},
     )
+
+
+def rooms(config: RunConfig, case: Case, free: Free) -> dict[str, dict[int | str, int]]:
+    """Bytes that the layers of a model placed `auto` may take, by place (a GPU's number, `cpu`), for each such model.
+
+    What stages need beside the weights stays free. Two models share what is left by their sizes.
+    """
+    automatic = [n for n, how in enumerate((config.placement.teacher, config.placement.student)) if how == "auto"]
+    whole = sum(case.pair[n].parameters for n in automatic)
+    need = case.need(config)
+    beside = max(parts.total - parts.weights for parts in need.stages.values())
+    left = max(0, free.bytes - beside - need.stages["evaluate"].weights)
+    found: dict[str, dict[int | str, int]] = {}
+    for n in automatic:
+        share = case.pair[n].parameters / whole
+        own = int(left * share) + case.resident(config, n)
+        if free.device == "cpu":
+            found[("teacher", "student")[n]] = {"cpu": own}
+            continue
+        places: dict[int | str, int] = {devices.current(): own}
+        places |= {number: int(ROOM * size * share) for number, size in (free.others or {}).items()}
+        found[("teacher", "student")[n]] = places | {"cpu": int(ROOM * free.host * share)}
+    return found
 
 
 def gib(size: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = (
     "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data "
-    "paraknow.files paraknow.devices "
+    "paraknow.files paraknow.devices paraknow.memory paraknow.fitting paraknow.runs.failures "
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
     "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "
     "paraknow.recipes paraknow.passes paraknow.dryrun paraknow.cli_sweep paraknow.cli_calibrate paraknow.demo.rungs "

@@ -6,7 +6,6 @@ Only this module (and the stages it imports inside functions) brings torch into 
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -21,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from paraknow.checkpoints import files_state
 from paraknow.checks import check
-from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
+from paraknow.errors import Cancelled, InputError, ResourceError, RunError
 from paraknow.progress import Progress
-from paraknow.runs import queue, store
+from paraknow.runs import failures, queue, store
 from paraknow.runs.store import Run
 
 STAGE_NAMES = ("load", "locate", "similarity", "align", "tune", "evaluate")
@@ -85,7 +84,7 @@ def execute(
             raise
         except BaseException as error:
             log.error("%s", "".join(traceback.format_exception(error)))
-            failure = _explain(error)
+            failure = failures.explain(error, run, warm)
             run.update(state="failed", finished=time.time(), error=str(failure))
             if isinstance(error, Exception) and failure is not error:
                 raise failure from error
@@ -149,7 +148,8 @@ def _pair_key(checked: Any) -> tuple:
     """What a pair in memory must agree with to be used again: places, type, device and the state of all its files."""
     config = checked.config
     states = (files_state(checked.teacher), files_state(checked.student))
-    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *states)
+    places = (config.placement.teacher, config.placement.student)
+    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *places, *states)
 
 
 def _reuse(session: Any, warm: dict[str, Any] | None) -> None:
@@ -161,17 +161,6 @@ def _reuse(session: Any, warm: dict[str, Any] | None) -> None:
 
         warm.clear()
         release()
-
-
-def _explain(error: BaseException) -> BaseException:
-    """What happened in one sentence, for errors that are not ours."""
-    if isinstance(error, ParaKnowError | KeyboardInterrupt | SystemExit):
-        return error
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
-        return RunError("no space is left on the disk of the run folder; free some and resume the run.")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return RunError("out of memory; a smaller tune.micro_batch, evaluate.batch_size or dtype needs less.")
-    return RunError(f"{type(error).__name__}: {error} (see worker.log in the run folder).")
 
 
 def _log_file(run: Run) -> logging.Handler:
