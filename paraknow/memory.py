@@ -320,7 +320,7 @@ def _tuned(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Part
     rows = min(config.tune.micro_batch, config.tune.batch_size) * lengths.tune
     activations = (a.layers + 1) * _layer(a, width, rows) + 4 * 4 * rows * a.vocabulary
     if width < 4:  # every adapter widens what its matrix reads
-        activations += 4 * 2 * rows * a.layers * (5 * a.hidden + a.heads * a.head_dim + a.ffn)
+        activations += 4 * rows * a.layers * (5 * a.hidden + a.heads * a.head_dim + a.ffn)
     # both twins, the gradient, two moments, the best state so far, and what a step of AdamW works with
     step = base.plus(optimizer=4 * 7 * trained, activations=activations)
     again = base.plus(other=case.resident(config, 1), activations=_step(a, width, lengths.tune))

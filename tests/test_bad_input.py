@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from paraknow import cli, devices, data, resources, tune
+from paraknow import cli, data, devices, resources, tune
 
 QUICK = {
     "pair": {"teacher": "demo:teacher", "student": "demo:student"},
