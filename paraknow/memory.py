@@ -20,6 +20,7 @@ from paraknow.checkpoints import BYTES, Checkpoint
 from paraknow.config import CPU_BATCH, EMBEDDING, MODULES, STITCHED_ROWS, RunConfig
 from paraknow.data import Example, Task
 from paraknow.methods.base import Candidate
+from paraknow.passes import NOTHING_READ
 
 COARSE = 512**2  # cells of a coarse map (locate.sensitivity)
 LENS = {"cpu": 2**19, "cuda": 2**24}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
@@ -105,7 +106,11 @@ class Case:
         lengths, base = self.lengths(config), self._base(config)
         rest = {name: base for name in ("load", "locate", "similarity", "align", "tune", "evaluate")}
         rest["load"] = self._loading(config, base)
-        rest["locate"] = max((_located(self, base, config, n, lengths) for n in (0, 1)), key=lambda p: p.total)
+        ways = [_located(self, base, config, n, lengths) for n in (0, 1)]
+        if config.locate.layers == "matched":
+            only = config.similarity.model_copy(update={"parts": ("stitching",)})
+            ways.append(_compared(self, base, config.model_copy(update={"similarity": only}), lengths))
+        rest["locate"] = max(ways, key=lambda p: p.total)
         rest["similarity"] = _compared(self, base, config, lengths)
         rest["align"] = _aligned(self, base, config, lengths)
         rest["tune"] = _tuned(self, base, config, lengths)
@@ -268,8 +273,10 @@ def _compared(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> P
     singular values. On a GPU the trained pair waits in host memory while the untrained one is read."""
     settings, width, pair, device = config.similarity, BYTES[config.dtype], case.pair, case.device
     parts = set(settings.parts)
-    batch = min(settings.batch_rows, settings.examples)
-    rows = batch * settings.tokens
+    known = [len(case.tasks[name].split(settings.split)) for name in config.task if name in case.tasks]
+    examples = min(settings.examples, max(known)) if len(known) == len(config.task) else settings.examples
+    batch = min(settings.batch_rows, examples)
+    rows, stitched_rows = batch * settings.tokens, min(STITCHED_ROWS, examples * settings.tokens * len(config.task))
     kept, grams, streams, reading = [], 0, 1, 0
     for a in (m.architecture for m in pair):
         outputs = sum(a.shape(module)[0] for module in MODULES) + a.hidden
@@ -279,10 +286,9 @@ def _compared(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> P
         reading = max(reading, _step(a, width, settings.forward_batch * lengths.similarity))
     ways = []
     if {"cka", "stitching"} & parts:
-        # while the last rows of a model are joined they are there twice; later a batch is drawn from all of them
-        joined = sum(kept) + max(max(kept), sum(kept) // settings.tokens)
+        joined = sum(kept) + sum(kept) // settings.tokens  # a batch is drawn from all of them
         streaming = 8 * 8 * streams * (settings.resamples + 2 * settings.permutations)
-        stitched = STITCHED_ROWS * sum(m.architecture.layers * m.architecture.hidden for m in pair) * width
+        stitched = stitched_rows * sum(m.architecture.layers * m.architecture.hidden for m in pair) * width
         first = base.plus(kept=joined + (stitched if "stitching" in parts else 0), activations=reading)
         if "cka" in parts:
             first = first.plus(other=grams + streaming)
@@ -291,29 +297,35 @@ def _compared(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> P
                 first = first.plus(weights=base.weights + made)
         ways.append(first)
     if "stitching" in parts:
-        ways.append(base.plus(kept=stitched, other=_stitching(pair, device)))
+        ways.append(base.plus(kept=stitched, other=_stitching(pair, device, stitched_rows)))
     if {"weights", "interference"} & parts:
         largest = max(prod(m.architecture.shape(module)) for m in pair for module in MODULES)
         ways.append(base.plus(other=4 * 4 * largest))
     return max(ways, key=lambda p: p.total, default=base)
 
 
-def _stitching(pair: Sequence[Checkpoint], device: str) -> int:
+def _stitching(pair: Sequence[Checkpoint], device: str, rows: int) -> int:
     """Fits of one teacher layer to all student layers and their shuffled twins: float64 on a CPU, else float32."""
     teacher, student = (m.architecture for m in pair)
     width = 8 if device == "cpu" else 4
     targets = student.layers * student.hidden
-    return width * STITCHED_ROWS * (9 * targets + 6 * teacher.hidden)
+    return width * rows * (9 * targets + 6 * teacher.hidden)
 
 
 def _aligned(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Parts:
-    """What the hungriest method keeps; methods that train or read count as tuning does."""
-    held = [c.method.holds(*case.pair, c.settings) for c in case.candidates if c.method.holds]
-    return base.plus(kept=max(held, default=0) * BYTES[config.dtype])
+    """The hungriest method: what it keeps, a copy of the student, singular vectors, a step where it reads examples."""
+    a, ways = case.student.architecture, [base]
+    vectors = 4 * 8 * max(prod(a.shape(module)) for module in MODULES)
+    for method, settings in ((c.method, c.settings) for c in case.candidates if not c.control_of):
+        kept = 4 * method.holds(*case.pair, settings) if method.holds else 0
+        kept += BYTES[config.dtype] * case.student.parameters if method.copies else 0
+        step = Parts() if method.name in NOTHING_READ else _step_of_tuning(case, config, lengths)
+        ways.append(base.plus(kept=kept, other=vectors, activations=step.activations, optimizer=step.optimizer))
+    return max(ways, key=lambda p: p.total)
 
 
-def _tuned(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Parts:
-    """A step of the adapters' training; afterwards a fresh process loads the student once more to check results."""
+def _step_of_tuning(case: Case, config: RunConfig, lengths: Lengths) -> Parts:
+    """What a step of the adapters' training takes."""
     a, width = case.student.architecture, BYTES[config.dtype]
     rank = max((getattr(c.settings, "rank", 0) for c in case.candidates), default=0)
     trained = sum(rank * sum(a.shape(m)) * (1 if m in EMBEDDING else a.layers) for m in config.locate.selected())
@@ -322,9 +334,15 @@ def _tuned(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Part
     if width < 4:  # every adapter widens what its matrix reads
         activations += 4 * rows * a.layers * (5 * a.hidden + a.heads * a.head_dim + a.ffn)
     # both twins, the gradient, two moments, the best state so far, and what a step of AdamW works with
-    step = base.plus(optimizer=4 * 7 * trained, activations=activations)
-    again = base.plus(other=case.resident(config, 1), activations=_step(a, width, lengths.tune))
-    return max(step, again, key=lambda p: p.total)
+    return Parts(optimizer=4 * 7 * trained, activations=activations)
+
+
+def _tuned(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Parts:
+    """A step of training; afterwards a fresh process loads the student once more to check what was saved."""
+    step = _step_of_tuning(case, config, lengths)
+    reading = _step(case.student.architecture, BYTES[config.dtype], lengths.tune)
+    again = base.plus(other=case.resident(config, 1), activations=reading)
+    return max(base.plus(optimizer=step.optimizer, activations=step.activations), again, key=lambda p: p.total)
 
 
 def _evaluated(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Parts:

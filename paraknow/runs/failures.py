@@ -24,7 +24,8 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "CUDA out of memory" in text)
+    words = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def explain(error: BaseException, run: Run, warm: dict[str, Any] | None = None) -> BaseException:
