@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "locate": {"seeds": 4, "max_length": 256, "neurons": "first_order"},
     "similarity": {"examples": 32, "permutations": 2, "resamples": 100, "forward_batch": 4, "max_length": 256},
     "tune": {"epochs": 1, "batch_size": 16, "micro_batch": 16, "max_length": 256},
-    "evaluate": {"limit": 32, "batch_size": 32, "reuse": False},
+    "evaluate": {"limit": 16, "batch_size": 16, "reuse": False},
 }
 
 
@@ -113,7 +113,7 @@ def _records(file: Path) -> str:
 
     draw = random.Random(0)
     with file.open("w") as out:
-        for number in range(160):
+        for number in range(60):
             text = " ".join(draw.choice("red green blue one two three".split()) for _ in range(WORDS))
             out.write(json.dumps({"question": f"{number} {text}", "answer": draw.choice(["red", "blue"])}) + "\n")
     return str(file)

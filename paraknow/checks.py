@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from paraknow import data, methods
@@ -39,12 +39,17 @@ class Checked:
         return {stage: parts.total for stage, parts in self.parts.items()}
 
 
-def check(config: RunConfig) -> Checked:
-    """Refuse what cannot work. Raises InputError or ResourceError, one sentence each."""
-    checked = prepare(config)
-    if refusal := refused(config, checked.case, checked.free):
+def check(given: RunConfig | Checked, held: int = 0) -> Checked:
+    """Refuse what cannot work. Raises InputError or ResourceError, one sentence each.
+
+    held: bytes on the device that models in memory take, which will be used again.
+    """
+    checked = given if isinstance(given, Checked) else prepare(given)
+    free = Free.now(checked.config.device)
+    free = replace(free, bytes=free.bytes + held)
+    if refusal := refused(checked.config, checked.case, free):
         raise refusal
-    return checked
+    return replace(checked, free=free)
 
 
 def prepare(config: RunConfig) -> Checked:

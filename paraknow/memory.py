@@ -233,7 +233,7 @@ def layers_size(a: Architecture) -> int:
 def _layer(a: Architecture, width: int, rows: int) -> int:
     """Bytes that one layer keeps of `rows` tokens for its backward pass; norms work in float32."""
     query = a.heads * a.head_dim
-    return rows * (4 * a.hidden * max(width, 4) + (2 * a.hidden + 5 * query + 4 * a.ffn) * width)
+    return rows * (2 * a.hidden * 4 + (4 * a.hidden + 4 * query + 4 * a.ffn) * width)
 
 
 def _step(a: Architecture, width: int, rows: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from paraknow.checkpoints import files_state
-from paraknow.checks import check
+from paraknow.checks import Checked, check, prepare
 from paraknow.errors import Cancelled, InputError, ResourceError, RunError
 from paraknow.progress import Progress
 from paraknow.runs import failures, queue, store
@@ -98,7 +98,7 @@ def execute(
 def _execute(
     run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: dict[str, Any] | None
 ) -> None:
-    checked = check(run.config())
+    checked = _checked(run, warm)
     now = time.time()
     run.update(
         state="running",
@@ -119,7 +119,8 @@ def _execute(
         run.event(warning=text)
 
     session = Session(run, checked, warn)
-    _reuse(session, warm)
+    if warm:
+        session.models = warm["models"]
     finished = list(run.status().get("stages", []))
     for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
         if name in skip or (name in finished and name != "load"):
@@ -144,7 +145,7 @@ def _execute(
     run.update(state="done", finished=time.time(), eta=0, message="")
 
 
-def _pair_key(checked: Any) -> tuple:
+def _pair_key(checked: Checked) -> tuple:
     """What a pair in memory must agree with to be used again: places, type, device and the state of all its files."""
     config = checked.config
     states = (files_state(checked.teacher), files_state(checked.student))
@@ -152,15 +153,18 @@ def _pair_key(checked: Any) -> tuple:
     return (config.pair.teacher, config.pair.student, config.dtype, config.device, *places, *states)
 
 
-def _reuse(session: Any, warm: dict[str, Any] | None) -> None:
-    """Take over the last run's models if it had the same pair, type and device; else free them."""
-    if warm and warm.get("key") == _pair_key(session.checked):
-        session.models = warm["models"]
-    elif warm:
-        from paraknow.models import release
+def _checked(run: Run, warm: dict[str, Any] | None) -> Checked:
+    """A run's config as one that can be carried out here. A pair in memory that it uses needs no room a second time;
+    another one is freed first."""
+    checked = prepare(run.config())
+    if not warm:
+        return check(checked)
+    from paraknow.models import held, release
 
+    if warm.get("key") != _pair_key(checked):
         warm.clear()
         release()
+    return check(checked, sum(held(loaded, checked.free.device) for loaded in warm.get("models", {}).values()))
 
 
 def _log_file(run: Run) -> logging.Handler:

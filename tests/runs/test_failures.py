@@ -8,8 +8,9 @@ import weakref
 import pytest
 import torch
 
-from paraknow import config
-from paraknow.errors import RunError
+from paraknow import config, devices
+from paraknow.checks import prepare
+from paraknow.errors import ResourceError, RunError
 from paraknow.runs import failures, stages, store, worker
 from tests.test_bad_input import QUICK
 
@@ -62,3 +63,16 @@ def test_where_the_runs_models_are_gone_the_sentence_stays(runs, tmp_path):
 def test_what_is_no_lack_of_memory():
     assert not failures.out_of_memory(RuntimeError("shapes do not fit"))
     assert failures.out_of_memory(MemoryError()) and failures.out_of_memory(torch.OutOfMemoryError("x"))
+
+
+def test_a_pair_in_memory_needs_no_room_twice(runs, monkeypatch):
+    first, second, third = (store.create(config.parse({**QUICK, "seed": seed})) for seed in (0, 1, 2))
+    warm: dict = {}
+    worker.execute(first, until="load", warm=warm)
+    parts = prepare(first.config())
+    weights = parts.parts["load"].total
+    monkeypatch.setattr(devices, "free_bytes", lambda device: ("cpu", max(parts.memory.values()) - weights // 2))
+    worker.execute(second, until="load", warm=warm)
+    assert second.status()["state"] == "done" and second.status()["stages"] == ["load"]
+    with pytest.raises(ResourceError, match="memory: the"):
+        worker.execute(third, until="load", warm={})
