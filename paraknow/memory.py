@@ -115,7 +115,7 @@ class Case:
         rest["align"] = _aligned(self, base, config, lengths)
         rest["tune"] = _tuned(self, base, config, lengths)
         rest["evaluate"] = _evaluated(self, base, config, lengths)
-        return Need(rest, self._host(config, lengths) if self.device == "cuda" else {})
+        return Need(rest, self._host(config) if self.device == "cuda" else {})
 
     def requests(self, config: RunConfig) -> int:
         """Requests that evaluating puts through a model at once."""
@@ -146,19 +146,19 @@ class Case:
         whole = [BYTES[config.dtype] * m.parameters - self.resident(config, n) for n, m in enumerate(self.pair)]
         return base.plus(weights=max(whole) if self.device == "cpu" else 0)
 
-    def _host(self, config: RunConfig, lengths: Lengths) -> dict[str, int]:
-        """Host memory beside a GPU: what waits there, with its sensitivities; models on their way to the GPU; the
-        trained pair while an untrained one is compared."""
+    def _host(self, config: RunConfig) -> dict[str, int]:
+        """Host memory beside a GPU: what waits there, with its sensitivities, whole while it is loaded; the trained
+        pair while an untrained one is compared."""
         width = BYTES[config.dtype]
         waiting = [width * m.parameters - self.resident(config, n) for n, m in enumerate(self.pair)]
         kept = [4 * len(config.located_on) * layers_size(m.architecture) for m in self.pair]
         whole = [width * m.parameters for m in self.pair]
         beside = sum(whole) if config.similarity.untrained and "cka" in config.similarity.parts else 0
         return {
-            "load": sum(waiting) + max(whole),
+            "load": sum(waiting) + max((w for n, w in enumerate(whole) if self.waits(config, n)), default=0),
             "locate": sum(waiting) + max((k for n, k in enumerate(kept) if self.waits(config, n)), default=0),
             "similarity": sum(waiting) + beside,
-            "tune": sum(waiting) + whole[1],
+            "tune": sum(waiting) + (whole[1] if self.waits(config, 1) else 0),
         }
 
     def lengths(self, config: RunConfig) -> Lengths:

@@ -122,3 +122,13 @@ def test_any_values_give_a_config_or_one_sentence(changes):
         methods.candidates(config.parse({**MINIMAL, **changes}))
     except InputError as error:
         assert str(error) and "\n" not in str(error)
+
+
+def test_a_placement_is_written_down_only_where_layers_wait():
+    """Texts of runs from before there was such a setting stay equal."""
+    plain = config.parse(MINIMAL)
+    assert "placement" not in config.dump(plain)
+    placed = config.parse({**MINIMAL, "placement": {"teacher": "auto"}})
+    assert config.parse(yaml.safe_load(config.dump(placed))) == placed
+    with pytest.raises(InputError, match=r"'placement.student': input should be 'device', 'auto' or 'offload'"):
+        config.parse({**MINIMAL, "placement": {"student": "cpu"}})
