@@ -167,15 +167,6 @@ def held(loaded: Loaded, device: str) -> int:
     return sum(p.numel() * p.itemsize for p in loaded.model.parameters() if p.device.type == device)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
 def release() -> None:
     """Give freed tensors back to the device, and freed host memory back to the system."""
     gc.collect()

@@ -67,11 +67,13 @@ def _hooks(loaded: Loaded, modules: Sequence[str], inputs: bool, keep: Callable)
 def _empty(loaded: Loaded, modules: Sequence[str], inputs: bool, rows: int) -> Rows:
     """Room for all rows before anything is read: pieces would scatter between a pass's own large tensors, whose memory
     is then never given back, and joining them would take as much again."""
-    made = {}
+    made, stream = {}, loaded.model.get_input_embeddings().weight.shape[1]
     for layer in range(loaded.architecture.layers):
         for module in modules:
-            found = loaded.model.get_submodule(_where(loaded.architecture, module, layer))
-            size = found.in_features if inputs else getattr(found, "out_features", loaded.architecture.hidden)
+            size = stream
+            if module != "residual":  # by the weight itself: a carried matrix may be wider than its layer says
+                matrix = loaded.model.get_submodule(_where(loaded.architecture, module, layer)).weight
+                size = matrix.shape[1 if inputs else 0]
             made[(layer, module)] = torch.empty(rows, size, dtype=loaded.model.dtype, device=loaded.device)
     return made
 
