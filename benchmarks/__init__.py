@@ -1,1 +1,1 @@
-"""Speed and memory against named rivals (`python -m benchmarks`); whether the intervals can be believed."""
+"""Speed and memory against named rivals (`python -m benchmarks`); whether intervals and estimates can be believed."""

@@ -7,7 +7,7 @@ from pages.parts import estimate as costs
 from pages.parts import methods as catalogued
 from paraknow import config as configs
 from paraknow import methods, resources
-from paraknow.config import Evaluate, Locate, Pair, RunConfig, Similarity, Tune
+from paraknow.config import Evaluate, Locate, Pair, Placement, RunConfig, Similarity, Tune
 from paraknow.demo import story
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.runs import queue
@@ -37,7 +37,7 @@ def fill(config: RunConfig) -> None:
     """Put a config's values into the form; call it before the widgets or from a callback."""
     values = config.model_dump()
     state = st.session_state
-    for part in ("pair", "locate", "similarity", "tune", "evaluate"):
+    for part in ("pair", "locate", "similarity", "tune", "evaluate", "placement"):
         for name, value in values[part].items():
             state[f"t.{part}.{name}"] = (
                 [] if value is None and name in ("modules", "suites", "task") else forms.as_widget(value)
@@ -165,6 +165,8 @@ def form() -> dict:
             values["device"] = forms.field(RunConfig, "device", "device")
         with e:
             values["dtype"] = forms.field(RunConfig, "dtype", "dtype")
+        st.caption("Where the layers of a model that does not fit wait:")
+        values["placement"] = forms.fields(Placement, "placement", 2)
     return values
 
 
@@ -185,6 +187,7 @@ def cost(config: RunConfig) -> bool:
     found = costs.estimate(configs.dump(config))
     if found.refusal:
         st.error(shell.sentence(found.refusal))
+        costs.fitting(config, found.settings, fill)
         return False
     a, b, c = st.columns(3)
     count = catalogued.tuned(config)
@@ -212,10 +215,8 @@ def cost(config: RunConfig) -> bool:
         delta_color="off",
         delta_arrow="off",
     )
-    stages = ", ".join(f"{k} {shell.size(v)}" for k, v in found.memory.items())
-    st.caption(
-        f"Memory per stage, estimated: {stages}. Prompts too long for the context lose their beginning and are counted."
-    )
+    costs.where_it_goes(found)
+    st.caption("Prompts too long for the context lose their beginning and are counted.")
     return True
 
 

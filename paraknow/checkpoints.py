@@ -17,7 +17,7 @@ from typing import Any
 
 from paraknow import access, limits, resources
 from paraknow.architecture import Architecture, from_config
-from paraknow.config import EMBEDDING, MODULES, STITCHED_ROWS, Locate, Similarity
+from paraknow.config import EMBEDDING, Locate
 from paraknow.errors import InputError
 from paraknow.progress import Progress, silent
 
@@ -240,56 +240,3 @@ def check_blocks(teacher: Checkpoint, student: Checkpoint, locate: Locate) -> No
                 f"pair: the teacher's {module} matrix {full} is smaller than the student's {need}; "
                 "locate.modules can leave it out."
             )
-
-
-def similarity_need(teacher: Checkpoint, student: Checkpoint, dtype: str, settings: Similarity) -> int:
-    """Bytes that comparing the models adds to their weights: the rows that are kept, and a batch's Gram matrices."""
-    features = grams = stitched = 0
-    for a in (teacher.architecture, student.architecture):
-        outputs = sum(a.shape(module)[0] for module in MODULES) + a.hidden
-        features += a.layers * (outputs if "cka" in settings.parts else a.hidden)
-        grams += 3 * a.layers * min(settings.batch_rows, settings.examples) ** 2 * 4
-        stitched += a.layers * a.hidden
-    rows = min(settings.batch_rows, settings.examples) * settings.tokens
-    return 2 * rows * features * BYTES[dtype] + grams + STITCHED_ROWS * stitched * (BYTES[dtype] + 8)
-
-
-def memory_need(
-    teacher: Checkpoint,
-    student: Checkpoint,
-    dtype: str,
-    tokens: int,
-    batch: int,
-    tasks: int = 1,
-    requests: int = 1,
-    similarity: Similarity | None = None,
-    on_gpu: bool = False,
-) -> dict[str, int]:
-    """Peak bytes per stage, estimated from sizes alone.
-
-    Both models stay loaded. Locating adds one float32 accumulator (two with several tasks), the largest
-    gradient and the activations of one example; tuning the activations of one forward batch of `batch` rows;
-    evaluating the float32 logits of `requests` rows, twice, for their softmax. Rows are taken as `tokens` long.
-    Comparing adds what `similarity_need` says, and a second, untrained pair (in whose place the trained one leaves
-    the GPU).
-    """
-    similarity = similarity or Similarity()
-    width = BYTES[dtype]
-    weights = (teacher.parameters + student.parameters) * width
-    shape_t, shape_s = teacher.architecture, student.architecture
-
-    def activations(a: Architecture, rows: int) -> int:
-        per_token = a.layers * (14 * a.hidden + 4 * a.ffn) + 3 * a.vocabulary
-        return rows * per_token * max(width, 4)
-
-    locate = 4 * teacher.parameters * min(2, tasks) + 8 * teacher.largest + activations(shape_t, tokens)
-    vocabulary = max(shape_t.vocabulary, shape_s.vocabulary)
-    return {
-        "load": weights,
-        "locate": weights + locate,
-        "similarity": weights * (1 if on_gpu or not similarity.untrained else 2)
-        + similarity_need(teacher, student, dtype, similarity)
-        + activations(shape_t, tokens * similarity.forward_batch) // shape_t.layers,
-        "tune": weights + activations(shape_s, tokens * batch),
-        "evaluate": weights + 8 * vocabulary * tokens * requests,
-    }

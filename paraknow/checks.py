@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from paraknow import data, limits, methods
-from paraknow.checkpoints import BYTES, Checkpoint, check_blocks, find, memory_need
-from paraknow.config import CPU_BATCH, RunConfig
-from paraknow.devices import free_bytes
-from paraknow.errors import InputError, ResourceError
+from paraknow.checkpoints import Checkpoint, check_blocks, find
+from paraknow.config import RunConfig
+from paraknow.errors import InputError
 from paraknow.evaluate import benchmarks, catalogue
+from paraknow.fitting import Free, refused
+from paraknow.memory import Case, Parts
 from paraknow.methods.base import Candidate
 
 
@@ -23,14 +25,38 @@ class Checked:
     teacher: Checkpoint
     student: Checkpoint
     candidates: list[Candidate]
-    memory: dict[str, int]  # bytes at the peak of each stage
+    case: Case
+    free: Free
+
+    @cached_property
+    def parts(self) -> dict[str, Parts]:
+        """Where the memory of each stage goes."""
+        return self.case.need(self.config).stages
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes at the peak of each stage."""
+        return {stage: parts.total for stage, parts in self.parts.items()}
 
 
-def check(config: RunConfig, here: bool = True) -> Checked:
-    """Refuse what cannot work. `here`: on this machine, so that its device and memory are looked at too.
+def check(given: RunConfig | Checked, held: int = 0, here: bool = True) -> Checked:
+    """Refuse what cannot work. Raises InputError or ResourceError, one sentence each.
 
-    Raises InputError or ResourceError, one sentence each.
+    held: bytes on the device that models in memory take, which will be used again. here: on this machine, so that its
+    device and memory are looked at too.
     """
+    checked = given if isinstance(given, Checked) else prepare(given, here)
+    if not here:
+        return checked
+    free = Free.now(checked.config.device)
+    free = replace(free, bytes=free.bytes + held)
+    if refusal := refused(checked.config, checked.case, free):
+        raise refusal
+    return replace(checked, free=free)
+
+
+def prepare(config: RunConfig, here: bool = True) -> Checked:
+    """The same without a look at whether memory suffices; no such device is refused."""
     limits.check(config)
     candidates = methods.candidates(config)
     teacher, student = find(config.pair.teacher), find(config.pair.student)
@@ -41,52 +67,15 @@ def check(config: RunConfig, here: bool = True) -> Checked:
     for candidate in candidates:
         if candidate.method.check:
             candidate.method.check(teacher, student, candidate.settings)
-    for name in config.all_tasks:
-        task = data.load_task(name, config.seed)
-        if name in config.task:
-            check_examples(task, config)
+    tasks = {name: data.load_task(name, config.seed) for name in config.all_tasks}
+    for name in config.task:
+        check_examples(tasks[name], config)
     plans = benchmarks.plans(config.evaluate)
     check_benchmarks(plans, teacher, student)
-    device, free = free_bytes(config.device if here else "auto")
-    memory = peaks(config, teacher, student, candidates, device, max((p.generated for p in plans), default=0))
-    if here:
-        _check_memory(config, memory, device, free)
-    return Checked(config, teacher, student, candidates, memory)
-
-
-def peaks(
-    config: RunConfig,
-    teacher: Checkpoint,
-    student: Checkpoint,
-    candidates: list[Candidate],
-    device: str,
-    generated: int = 0,
-) -> dict[str, int]:
-    """Peak bytes by stage, as `checkpoints.memory_need` estimates them, and what methods hold while aligning.
-
-    generated: longest text a benchmark lets a model write, in tokens; its keys and values are held while it does.
-    """
-    rows = min(config.tune.micro_batch, config.tune.batch_size)
-    length = max(config.locate.max_length, config.tune.max_length)
-    tokens = min(length, teacher.architecture.context)
-    asked = config.evaluate.batch_size
-    if asked == "auto":
-        asked = CPU_BATCH if device == "cpu" else 1  # on a GPU lm-eval looks for what fits
-    counts = (tokens, rows, len(config.located_on), asked)
-    memory = memory_need(teacher, student, config.dtype, *counts, config.similarity, device == "cuda")
-    if generated:
-        memory["evaluate"] += asked * max(kept_bytes(m, generated + tokens, config.dtype) for m in (teacher, student))
-    held = [c.method.holds(teacher, student, c.settings) for c in candidates if c.method.holds]
-    if held:
-        align = memory["load"] + max(held) * BYTES[config.dtype]
-        memory = {k: memory[k] for k in ("load", "locate", "similarity")} | {"align": align} | memory
-    return memory
-
-
-def kept_bytes(checkpoint: Checkpoint, tokens: int, dtype: str) -> int:
-    """Bytes of the keys and values of one sequence of so many tokens, at most the context."""
-    a = checkpoint.architecture
-    return 2 * a.layers * a.kv_heads * a.head_dim * min(tokens, a.context) * BYTES[dtype]
+    free = Free.now(config.device if here else "auto")
+    generated = max((p.generated for p in plans), default=0)
+    case = Case(teacher, student, candidates, free.device, tasks, generated, bool(plans))
+    return Checked(config, teacher, student, candidates, case, free)
 
 
 def check_examples(task: data.Task, config: RunConfig) -> None:
@@ -149,14 +138,4 @@ def check_clone(teacher: Checkpoint, student: Checkpoint) -> None:
     if not (teacher.folder / "clone_map.safetensors").is_file() or (a.hidden, a.layers) != (2 * b.hidden, b.layers):
         raise InputError(
             "method 'oracle' needs a cloned pair, whose answer is known: demo:clone-teacher and demo:student."
-        )
-
-
-def _check_memory(config: RunConfig, memory: dict[str, int], device: str, free: int) -> None:
-    stage, need = max(memory.items(), key=lambda item: item[1])
-    if need > free:
-        hint = "bfloat16 halves the weights" if config.dtype == "float32" else "a smaller tune.micro_batch needs less"
-        raise ResourceError(
-            f"memory: the {stage} stage needs about {need / 2**30:.1f} GiB on {device}, "
-            f"{free / 2**30:.1f} GiB are free ({hint})."
         )

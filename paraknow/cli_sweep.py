@@ -188,11 +188,19 @@ def _tables(found: DryRun) -> None:
     table(found.blocks, "Matrices that take part")
     table(found.methods, "What each method moves")
     table([{**row, "flops": _power(row["flops"])} for row in found.passes], "Passes over data")
-    table([{"stage": k, "needs (GiB)": round(v / 2**30, 2)} for k, v in found.memory.items()], "Memory at its peak")
+    rows = [
+        {"stage": stage, "needs (GiB)": _in_gib(need)} | {k: _in_gib(v) for k, v in found.parts[stage].items()}
+        for stage, need in found.memory.items()
+    ]
+    table(rows, "Memory at its peak, and what it is for")
     print(f"Compute: teacher {_power(found.flops['teacher'])}, student {_power(found.flops['student'])} FLOPs", end="")
     print(" at least; some counts are unknown." if found.unknown else ".")
     for line in (*found.unknown, *found.notes):
         print(f"- {line}")
+
+
+def _in_gib(size: int) -> float:
+    return round(size / 2**30, 2)
 
 
 def _power(value: float | None) -> str | None:

@@ -7,8 +7,6 @@ value, the description says which.
 from __future__ import annotations
 
 import copy
-import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from paraknow import yamls
 from paraknow.errors import InputError
+from paraknow.wrong import explain
 
 ATTENTION = ("q", "k", "v", "o")
 FFN = ("gate", "up", "down")
@@ -236,6 +235,20 @@ class Evaluate(Part):
         return self
 
 
+Waiting = Literal["device", "auto", "offload"]
+
+
+class Placement(Part):
+    """Where the layers of a model that does not fit wait (docs/memory.md). All work is done on one device."""
+
+    teacher: Waiting = Field(
+        "device",
+        description="device: on the device itself. auto: there while it has room, then on other GPUs, in host memory, "
+        "on disk. offload: none of them there, but in host memory, or on disk where the device is a CPU.",
+    )
+    student: Waiting = Field("device", description="The same for the student.")
+
+
 class RunConfig(Part):
     """Everything a run depends on."""
 
@@ -268,6 +281,7 @@ class RunConfig(Part):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are loaded in.")
+    placement: Placement = Placement()
 
     @field_validator("task", mode="before")
     @classmethod
@@ -316,40 +330,6 @@ def parse(values: Any, where: str = "config") -> RunConfig:
         raise InputError(f"{where}: {explain(error, RunConfig)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first validation error as one sentence: the field, what is wrong, what would be accepted."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join(_cut(str(p)) for p in first["loc"]) or "the config"
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-        return f"unknown key {path!r}; {hint}"
-    if first["type"] == "missing":
-        return f"{path!r} is missing."
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    given = first.get("input")
-    shown = f" (given: {_cut(given)!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"{path!r}: {message[:1].lower()}{message[1:]}{shown}."
-
-
-def _cut(value: Any) -> Any:
-    """What was given, short enough for a sentence."""
-    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write out the largest
-        return "a very large number"
-    return f"{value[:100]}…" if isinstance(value, str) and len(value) > 100 else value
-
-
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """A RunConfig from a YAML file, with `a.b=value` overrides (values are YAML).
 
@@ -385,10 +365,12 @@ def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:
 def dump(config: RunConfig) -> str:
     """The config as YAML, every default written out.
 
-    But not `locate.task` where it is the run's own: texts of runs are compared (see calibrate.existing), and those of
-    runs from before there was such a setting must stay equal.
+    But not `locate.task` where it is the run's own, nor `placement` where nothing waits elsewhere: texts of runs are
+    compared (see calibrate.existing), and those of runs from before there were such settings must stay equal.
     """
     values = config.model_dump(mode="json")
     if values["locate"]["task"] is None:
         del values["locate"]["task"]
+    if config.placement == Placement():
+        del values["placement"]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -23,6 +23,9 @@ def examine() -> list[dict[str, Any]]:
             rows.append({"check": package, "ok": False, "found": "not installed"})
     device, free = devices.free_bytes("auto")
     rows.append({"check": "device", "ok": True, "found": f"{device}, {free / 2**30:.1f} GiB free"})
+    for gpu in devices.gpus():
+        found = f"{gpu.name}, {gpu.free / 2**30:.1f} of {gpu.total / 2**30:.1f} GiB free"
+        rows.append({"check": f"cuda:{gpu.index}", "ok": True, "found": found})
     rows.append(
         {"check": "disk", "ok": True, "found": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here"}
     )

@@ -17,12 +17,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import access, checkpoints, checks, data, devices, methods, passes, recipes, resources
+from paraknow import access, checkpoints, checks, data, methods, passes, recipes, resources
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
 from paraknow.errors import InputError, ResourceError
 from paraknow.evaluate import expected
+from paraknow.fitting import Free, gib, refused
+from paraknow.memory import Case
 from paraknow.methods.base import Candidate
 from paraknow.passes import Counts, Work
 from paraknow.recipes import Sizes
@@ -34,14 +36,16 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class DryRun:
-    """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage. flops: teacher and student, what is
-    known of them. unknown: counts that are missing. notes: what to know before a real run."""
+    """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage; parts: what they are for. flops:
+    teacher and student, what is known of them. unknown: counts that are missing. notes: what to know before a real run.
+    """
 
     models: Rows = field(default_factory=list)
     blocks: Rows = field(default_factory=list)
     methods: Rows = field(default_factory=list)
     passes: Rows = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -75,7 +79,7 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
         found.blocks = _blocks(config, teacher.architecture, student.architecture)
         found.methods = [_moves(c, candidates[0], work) for c in candidates]
         _add_passes(found, candidates, work)
-        _add_memory(found, candidates, work, max((plan.generated for plan in plans), default=0))
+        _add_memory(found, candidates, work, max((plan.generated for plan in plans), default=0), bool(plans))
     return found
 
 
@@ -376,16 +380,18 @@ def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
     return list(same.values())
 
 
-def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, generated: int) -> None:
-    device, free = _free(work.config.device)
-    found.memory = checks.peaks(work.config, work.teacher, work.student, list(candidates), device, generated)
-    stage, most = max(found.memory.items(), key=lambda item: item[1])
-    where = f"{free / 2**30:.1f} GiB are free on {device} here" if free is not None else "there is no such device here"
-    found.notes.append(f"Memory: {stage} needs most, about {most / 2**30:.1f} GiB; {where}.")
-
-
-def _free(device: str) -> tuple[str, int | None]:
+def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, generated: int, asked: bool) -> None:
+    config = work.config
     try:
-        return devices.free_bytes(device)
+        free, device = Free.now(config.device), ""
     except ResourceError:
-        return device, None
+        free, device = None, config.device
+    tasks = {name: data.load_task(name, config.seed) for name in config.all_tasks if not name.startswith("hub:")}
+    case = Case(work.teacher, work.student, candidates, free.device if free else device, tasks, generated, asked)
+    need = case.need(config)
+    found.memory, found.parts = need.totals, {stage: parts.named() for stage, parts in need.stages.items()}
+    stage, most = max(found.memory.items(), key=lambda item: item[1])
+    where = f"{gib(free.bytes)} are free on {free.device} here" if free else "there is no such device here"
+    found.notes.append(f"Memory: {stage} needs most, about {gib(most)}; {where}.")
+    if free and (refusal := refused(config, case, free)):
+        found.notes.append(str(refusal))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ParaKnowError(Exception):
     """Base of all errors whose text is one sentence meant for the user."""
@@ -16,9 +19,16 @@ class InputError(ParaKnowError):
 
 
 class ResourceError(ParaKnowError):
-    """Not enough memory, or no such device, found before the first stage: exit code 3."""
+    """Not enough memory, or no such device, found before the first stage: exit code 3.
+
+    settings: the nearest ones that would fit, by their dotted names; empty where there are none.
+    """
 
     exit_code = 3
+
+    def __init__(self, text: str, settings: Mapping[str, Any] | None = None):
+        super().__init__(text)
+        self.settings = dict(settings or {})
 
 
 class RunError(ParaKnowError):

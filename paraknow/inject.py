@@ -24,7 +24,7 @@ import torch
 from paraknow.errors import RunError
 from paraknow.files import replacing_folder
 from paraknow.methods.base import Align, Start
-from paraknow.models import Loaded
+from paraknow.models import Loaded, release
 from paraknow.progress import Progress, silent
 
 MOVING, FROZEN = "moving", "frozen"
@@ -266,8 +266,10 @@ def reload_check(
     tensors = {"ids": ids.cpu()} | {str(index): expected[folder].clone() for index, folder in enumerate(folders)}
     dtype = str(student.model.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "paraknow.reload", str(student.checkpoint.folder), dtype, str(student.device)]
+    command.append(",".join(student.layers) if set(student.layers) - {str(student.device)} else "")
     try:
         save_file(tensors, file)
+        release()  # the fresh process needs room on the device
         code, said, error = _watched([*command, str(file), *map(str, folders)], len(folders), progress)
     finally:
         file.unlink(missing_ok=True)

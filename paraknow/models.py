@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
-from paraknow import devices
+from paraknow import devices, placing
 from paraknow.architecture import Architecture
 from paraknow.checkpoints import Checkpoint, files_state, find
 from paraknow.errors import InputError, ResourceError, RunError
 
+M_MMAP_THRESHOLD, LARGE = -3, 4 * 2**20  # glibc's number of that setting; bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,12 +28,14 @@ class Loaded:
     """A model in evaluation mode with its tokenizer; nothing requires a gradient.
 
     state: of the files it was loaded from, at that time (checkpoints.files_state); None where it came otherwise.
+    layers: where each layer waits (placing.homes); empty: all on the model's device.
     """
 
     checkpoint: Checkpoint
     model: Any
     tokenizer: Any
     state: tuple | None = None
+    layers: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> Architecture:
@@ -37,11 +43,12 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where its work is done: inputs go there, outputs come from there. The embedding is always there."""
+        return self.model.get_input_embeddings().weight.device
 
     def weight(self, module: str, layer: int) -> torch.Tensor:
-        """The weight (out, in) of one matrix."""
-        return self.model.get_submodule(self.architecture.path(module, layer)).weight
+        """The weight (out, in) of one matrix, to be read; brought to the device where its layer waits elsewhere."""
+        return self.model.get_submodule(self.architecture.path(module, layer)).weight.to(self.device)
 
 
 def pick_device(name: str) -> torch.device:
@@ -62,16 +69,24 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, number)
 
 
-def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -> Loaded:
+def load(
+    spec: str | Checkpoint,
+    dtype: str = "float32",
+    device: str = "auto",
+    placement: str | Sequence[str] = "device",
+    room: Mapping[int | str, int] | None = None,
+) -> Loaded:
     """Load demo:NAME, a local folder or a hub id. Only safetensors, never remote code.
 
-    Raises InputError (see checkpoints.find), ResourceError (no such device), RunError (the weights do not fit
-    the config, or hold NaN: the matrix is named).
+    placement, room: where layers wait (placing.homes), or the place of each. Raises InputError (see checkpoints.find),
+    ResourceError (no such device, no room on the disk), RunError (the weights do not fit the config, or hold NaN: the
+    matrix is named).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     checkpoint = spec if isinstance(spec, Checkpoint) else find(spec)
     target, state = pick_device(device), files_state(checkpoint)
+    _keep_large_tensors_apart()
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
@@ -91,11 +106,24 @@ def load(spec: str | Checkpoint, dtype: str = "float32", device: str = "auto") -
         raise InputError(
             f"model {checkpoint.spec!r}: its weight files lack {lacking[0]} (and {len(lacking) - 1} more)."
         )
-    model = model.to(target).eval().requires_grad_(False)
-    loaded = Loaded(checkpoint, model, tokenizer, state)
+    layers = tuple(placing.homes(model, target, placement, room) if isinstance(placement, str) else placement)
+    model = placing.place(model, target, layers).eval().requires_grad_(False)
+    loaded = Loaded(checkpoint, model, tokenizer, state, layers)
     _check_shapes(loaded)
     _check_finite(loaded)
     return loaded
+
+
+@cache
+def _keep_large_tensors_apart() -> None:
+    """Let glibc map every large tensor by itself, once per process.
+
+    On its heap the place of a freed tensor is not taken by the next one of the same size, for that must be aligned: a
+    backward pass was measured to take twice the memory it holds.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and sys.platform == "linux":
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _check_shapes(loaded: Loaded) -> None:
@@ -111,7 +139,7 @@ def _check_shapes(loaded: Loaded) -> None:
 @torch.no_grad()
 def _check_finite(loaded: Loaded) -> None:
     named = list(loaded.model.named_parameters())
-    sound = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist()
+    sound = torch.stack([torch.isfinite(p).all().to(loaded.device) for _, p in named]).tolist()
     for (name, _), good in zip(named, sound, strict=True):
         if not good:
             raise RunError(f"model {loaded.checkpoint.spec!r}: the weights of {name} hold NaN or infinity.")
@@ -134,17 +162,17 @@ def gradients_on(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+def held(loaded: Loaded, device: str) -> int:
+    """Bytes of a model's parameters that lie on a kind of device (`cpu`, `cuda`)."""
+    return sum(p.numel() * p.itemsize for p in loaded.model.parameters() if p.device.type == device)
 
 
 def release() -> None:
-    """Give freed tensors back to the device."""
+    """Give freed tensors back to the device, and freed host memory back to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # glibc keeps what large tensors of many sizes leave behind; other C libraries have no such call
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -20,6 +20,7 @@ from paraknow import config as configs
 from paraknow import files, resources
 from paraknow.config import Part, RunConfig
 from paraknow.errors import InputError
+from paraknow.wrong import explain
 
 
 class Pair(Part):
@@ -168,7 +169,7 @@ def read(path: Path) -> list[Recipe]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {configs.explain(error, Family)}") from None
+        raise InputError(f"{path}: {explain(error, Family)}") from None
     except (KeyError, TypeError):
         raise InputError(f"{path}: every entry of methods needs method: {{name: …}}.") from None
 

@@ -1,8 +1,9 @@
 """The fresh process of the reload check: plain transformers and peft, nothing of the run's own state.
 
-Usage: python -m paraknow.reload CHECKPOINT DTYPE DEVICE PROBE.safetensors FOLDER...
-Each folder is an adapter of the checkpoint, or a checkpoint of its own. Prints a line for each as soon as it is known:
-the largest absolute difference of logits, a JSON number.
+Usage: python -m paraknow.reload CHECKPOINT DTYPE DEVICE LAYERS PROBE.safetensors FOLDER...
+Each folder is an adapter of the checkpoint, or a checkpoint of its own. LAYERS: where each layer waits (placing.homes),
+with commas; empty: on the device. Prints a line for each folder as soon as it is known: the largest absolute difference
+of logits, a JSON number.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ def main(arguments: list[str]) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    checkpoint, dtype, device, probe, *folders = arguments
+    from paraknow import placing
+
+    checkpoint, dtype, device, places, probe, *folders = arguments
     tensors = load_file(probe)
     for index, folder in enumerate(folders):
         own = (Path(folder) / "config.json").is_file()
         base = folder if own else checkpoint
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True)
-        loaded = (model.to(device) if own else PeftModel.from_pretrained(model.to(device), folder)).eval()
+        model = placing.place(model, torch.device(device), places.split(",")) if places else model.to(device)
+        loaded = (model if own else PeftModel.from_pretrained(model, folder)).eval()
         with torch.no_grad():
             logits = loaded(input_ids=tensors["ids"][None].to(device)).logits[0].float().cpu()
         print(json.dumps(float((logits - tensors[str(index)]).abs().max())), flush=True)
+        del model, loaded  # before the next one comes
 
 
 if __name__ == "__main__":

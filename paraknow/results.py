@@ -209,7 +209,7 @@ def applied(teacher: Loaded, student: Loaded, method: Method, folder: Path) -> I
             yield wrapped
     elif found == "checkpoint":
         dtype = str(student.model.dtype).removeprefix("torch.")
-        made = models.load(str(folder), dtype, student.device.type)
+        made = models.load(str(folder), dtype, student.device.type, student.layers or "device")
         try:
             yield made.model
         finally:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from paraknow import checks, cli, data, resources, tune
+from paraknow import cli, data, devices, resources, tune
 
 QUICK = {
     "pair": {"teacher": "demo:teacher", "student": "demo:student"},
@@ -170,9 +170,9 @@ def test_no_such_device(refused):
 
 
 def test_not_enough_memory(refused, monkeypatch):
-    monkeypatch.setattr(checks, "free_bytes", lambda device: ("cpu", 1_000_000))
+    monkeypatch.setattr(devices, "free_bytes", lambda device: ("cpu", 10_000_000))
     sentence = refused(3)
-    assert "needs about" in sentence and "GiB are free" in sentence
+    assert "stage needs about" in sentence and "10 MiB are free" in sentence and "no settings fit: with" in sentence
 
 
 def test_port_in_use(refused):

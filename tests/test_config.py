@@ -103,3 +103,13 @@ def test_candidates_of_a_run():
 def test_wrong_methods_are_named(change, message):
     with pytest.raises(InputError, match=message):
         methods.candidates(config.parse({**MINIMAL, **change}))
+
+
+def test_a_placement_is_written_down_only_where_layers_wait():
+    """Texts of runs from before there was such a setting stay equal."""
+    plain = config.parse(MINIMAL)
+    assert "placement" not in config.dump(plain)
+    placed = config.parse({**MINIMAL, "placement": {"teacher": "auto"}})
+    assert config.parse(yaml.safe_load(config.dump(placed))) == placed
+    with pytest.raises(InputError, match=r"'placement.student': input should be 'device', 'auto' or 'offload'"):
+        config.parse({**MINIMAL, "placement": {"student": "cpu"}})

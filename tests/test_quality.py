@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 TORCH_FREE = (
     "paraknow.cli paraknow.config paraknow.architecture paraknow.checkpoints paraknow.checks paraknow.data "
     "paraknow.files paraknow.yamls paraknow.access paraknow.limits paraknow.serving "
+    "paraknow.memory paraknow.fitting paraknow.runs.failures "
     "paraknow.methods paraknow.runs.store paraknow.runs.queue paraknow.runs.compare paraknow.runs.worker "
     "paraknow.runs.artifacts paraknow.runs.bundle paraknow.runs.zips paraknow.runs.private paraknow.runs.upgrades "
     "paraknow.facts paraknow.cli_audit paraknow.cli_cross paraknow.runs.cross "

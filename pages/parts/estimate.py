@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import streamlit as st
 import yaml
 
+from pages.parts import shell
 from paraknow import checkpoints, data
 from paraknow import config as configs
 from paraknow.checks import check
 from paraknow.config import RunConfig
-from paraknow.devices import free_bytes
-from paraknow.errors import ParaKnowError
+from paraknow.errors import ParaKnowError, ResourceError
+from paraknow.fitting import PARTS, changed
 
 
 @dataclass
@@ -21,7 +23,9 @@ class Estimate:
     """A refusal in one sentence, or what a run of this config needs."""
 
     refusal: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # the nearest ones that fit, where memory is the reason
     memory: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
     device: str = ""
     free: int = 0
     examples: int = 0
@@ -42,13 +46,46 @@ def estimate(text: str) -> Estimate:
     try:
         config = configs.parse(yaml.safe_load(text))
         checked = check(config)
-        device, free = free_bytes(config.device)
         examples = sum(len(data.load_task(name, config.seed).train) for name in config.task)
+    except ResourceError as error:
+        return Estimate(str(error), error.settings)
     except ParaKnowError as error:
-        return Estimate(refusal=str(error))
+        return Estimate(str(error))
     steps = config.tune.epochs * -(-examples // config.tune.batch_size)
     labels = [c.label for c in checked.candidates for _ in config.run_seeds]
-    return Estimate(None, checked.memory, device, free, examples, steps, labels)
+    parts = {stage: p.named() for stage, p in checked.parts.items()}
+    free = checked.free
+    return Estimate(None, {}, checked.memory, parts, free.device, free.bytes, examples, steps, labels)
+
+
+def fitting(config: RunConfig, settings: dict[str, Any], fill: Callable[[RunConfig], None]) -> None:
+    """A button that puts the nearest settings that fit into the form; `fill` does that with a config."""
+    if settings:
+        words = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        st.button(
+            "Use this setting" if len(settings) == 1 else "Use these settings",
+            icon=":material/check:",
+            on_click=lambda: fill(changed(config, settings)),
+            key="t.fitting",
+            help=f"Put into the form what fits: {shell.escape(words)}.",
+        )
+
+
+def where_it_goes(found: Estimate) -> None:
+    """What the memory of each stage is for, as a table."""
+    with st.expander("Where the memory goes"):
+        named = {name: PARTS[name].capitalize() for name in PARTS if any(p[name] for p in found.parts.values())}
+        rows = [
+            {"Stage": stage, "At the peak (MiB)": found.memory[stage] / 2**20}
+            | {f"{title} (MiB)": parts[name] / 2**20 for name, title in named.items()}
+            for stage, parts in found.parts.items()
+        ]
+        numbers = {c: st.column_config.NumberColumn(format="%.0f") for c in rows[0] if c != "Stage"}
+        st.dataframe(rows, hide_index=True, column_config=numbers, width="stretch")
+        st.caption(
+            "How to read: each row is a stage at its peak, estimated from sizes and settings before anything is "
+            "loaded. Only the largest row must fit."
+        )
 
 
 def compact(config: RunConfig) -> str:

@@ -86,7 +86,7 @@ def overlap_of_blocks(
 
 
 def _layer_sums(maps: dict[Place, torch.Tensor], layers: int) -> list[float]:
-    sums = torch.stack([values.sum(dtype=torch.float64) for values in maps.values()]).tolist()
+    sums = torch.stack([values.sum(dtype=torch.float64).cpu() for values in maps.values()]).tolist()
     return [sum(s for (layer, _), s in zip(maps, sums, strict=True) if layer == k) for k in range(layers)]
 
 

@@ -80,8 +80,9 @@ def sensitivity(
                 if scale != 1.0:
                     score.div_(scale)
                 into.add_(score)
-                sums[row, column] += score.view(-1, _width(score)).sum(1).sum(dtype=torch.float64)
-                peaks[row, column] = torch.maximum(peaks[row, column], score.amax())
+                whole, most = score.view(-1, _width(score)).sum(1).sum(dtype=torch.float64), score.amax()
+                sums[row, column] += whole.to(sums.device)
+                peaks[row, column] = torch.maximum(peaks[row, column], most.to(peaks.device))
 
         return hook
 
@@ -105,7 +106,7 @@ def sensitivity(
                 handle.remove()
     _refuse_nan(named, sums, losses)
     entries = [(places(name), p.numel()) for name, p in named]
-    whole_max = torch.stack([total[name].max() for name, _ in named])
+    whole_max = torch.stack([total[name].max().to(loaded.device) for name, _ in named])
     table = pd.concat(
         [
             _rows(-1, sums.sum(0), whole_max, entries),

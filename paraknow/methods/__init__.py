@@ -14,9 +14,10 @@ from importlib.metadata import EntryPoint, entry_points
 
 from pydantic import ValidationError
 
-from paraknow.config import MethodChoice, RunConfig, explain
+from paraknow.config import MethodChoice, RunConfig
 from paraknow.errors import InputError
 from paraknow.methods.base import Candidate, Method
+from paraknow.wrong import explain
 
 
 @lru_cache(maxsize=1)

@@ -125,7 +125,8 @@ class Method:
     needs: in words, for the catalogue. check(teacher, student, settings): refuses, before the first stage and from
     headers alone, a pair or a setting that cannot work; raises InputError naming it and what can be used instead.
     locates: whether it works from what locating found, so that locating counts as its own cost.
-    holds(teacher, student, settings): numbers that aligning keeps beside both models, for the memory estimate.
+    holds(teacher, student, settings): numbers that aligning keeps beside both models, for the memory estimate, which
+    counts them as float32. copies: whether it works on a copy of the student besides.
     decode(teacher's logits, student's logits, values): the logits of a result that is a decoder.
     variants: a control's name → the method's own form of that control, where the common one does not fit it.
     """
@@ -143,6 +144,7 @@ class Method:
     locates: bool = False
     check: Callable[[Checkpoint, Checkpoint, Any], None] | None = None
     holds: Callable[[Checkpoint, Checkpoint, Any], int] | None = None
+    copies: bool = False
     decode: Callable[[torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor] | None = None
     variants: Mapping[str, Callable[[Align], Start]] = field(default_factory=dict)
 

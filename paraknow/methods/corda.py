@@ -60,5 +60,6 @@ METHOD = Method(
     needs=(),
     cost="one forward pass of the student per example, an inverse and an SVD per matrix, then fine-tuning",
     start=start,
+    copies=True,
     settings=CordaSettings,
 )

@@ -35,6 +35,7 @@ METHOD = Method(
     needs=("one vocabulary",),
     cost="fine-tuning, with a forward pass of the teacher beside every one of the student",
     start=start,
+    copies=True,
     settings=TeachingSettings,
     check=check,
 )

@@ -73,5 +73,6 @@ METHOD = Method(
     needs=("twice the rank at most the narrowest input",),
     cost="a few forward passes of the student over the examples, then fine-tuning",
     start=start,
+    copies=True,
     settings=DataSettings,
 )

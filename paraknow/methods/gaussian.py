@@ -20,4 +20,5 @@ METHOD = Method(
     needs=(),
     cost="fine-tuning alone",
     start=start,
+    copies=True,
 )

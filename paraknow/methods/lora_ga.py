@@ -70,5 +70,6 @@ METHOD = Method(
     needs=("twice the rank at most a matrix's shorter side",),
     cost="one backward pass of the student per example, one SVD per matrix, then fine-tuning",
     start=start,
+    copies=True,
     settings=DataSettings,
 )

@@ -58,6 +58,7 @@ METHOD = Method(
     needs=("one vocabulary",),
     cost="fine-tuning, with a forward pass of the teacher and one of the untouched student beside every one",
     start=start,
+    copies=True,
     settings=MaskedSettings,
     check=check,
 )

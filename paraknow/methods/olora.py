@@ -23,4 +23,5 @@ METHOD = Method(
     needs=(),
     cost="one QR decomposition per student matrix, then fine-tuning",
     start=start,
+    copies=True,
 )

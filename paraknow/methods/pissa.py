@@ -20,4 +20,5 @@ METHOD = Method(
     needs=(),
     cost="one SVD per student matrix, then fine-tuning",
     start=start,
+    copies=True,
 )

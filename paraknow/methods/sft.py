@@ -5,11 +5,16 @@ What language-based transfer does without any adapter: no teacher, no low rank. 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from paraknow.config import Part
 from paraknow.methods._teaching import outcome, used
 from paraknow.methods.base import Align, Method, Start
+
+if TYPE_CHECKING:
+    from paraknow.checkpoints import Checkpoint
 
 
 class SftSettings(Part):
@@ -22,6 +27,11 @@ class SftSettings(Part):
         description="AdamW's peak rate. None: a tenth of tune.learning_rate, for AdamW moves every entry by about the "
         "rate, and a full matrix has far more of them than a LoRA's factors, which start at zero besides.",
     )
+
+
+def holds(teacher: Checkpoint, student: Checkpoint, settings: SftSettings) -> int:
+    """Numbers in the copy, its gradients, AdamW's two moments and the best state so far, with all matrices selected."""
+    return 5 * student.parameters
 
 
 def start(align: Align) -> Start:
@@ -64,5 +74,6 @@ METHOD = Method(
     needs=(),
     cost="fine-tuning of whole matrices: weights, gradients, a copy and AdamW's two moments in float32",
     start=start,
+    holds=holds,
     settings=SftSettings,
 )

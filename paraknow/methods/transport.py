@@ -348,6 +348,7 @@ METHOD = Method(
     needs=("text that both models know",),
     cost="one forward pass of both models over known text, two small SVDs a layer; no training",
     start=start,
+    copies=True,
     settings=Settings,
     locates=True,
     check=check,

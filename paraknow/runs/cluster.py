@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ POLL = 0.5  # seconds between two looks at the runs
 SEEN_WITHIN = 10.0  # seconds until a new folder must be seen by another node
 ANSWER_WITHIN = 30  # seconds for a cluster to answer
 STORE_BYTES = 80 * 2**20  # the least Ray accepts: nothing large goes through its object store
-# Read by Ray when it is imported or started: listen on loopback alone, ask for a token (made at every start), begin no
-# process before it is needed, and give workers the priority that this process has.
+# Read by Ray when it is imported or started: listen on loopback alone, ask for a token (see _token), begin no process
+# before it is needed, and give workers the priority that this process has.
 LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
@@ -126,7 +127,7 @@ class Cluster:
         # With the second, Ray leaves alone what it would otherwise warn about: which GPUs a worker without one sees.
         wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         if not self.address:
-            wanted |= {**LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            wanted |= {**LOCAL, "RAY_AUTH_TOKEN": _token()}
         self.stack.enter_context(_environment(wanted))
         # Ray prints what happens to its processes where our results go; what matters of it is said by notes.
         self.stack.enter_context(redirect_stdout(io.StringIO()))
@@ -293,6 +294,12 @@ class _Driver:
     def close(self) -> None:
         for actor in [*self.starting.values(), *self.idle, *(actor for actor, _ in self.busy.values())]:
             self.ray.kill(actor)
+
+
+@lru_cache
+def _token() -> str:
+    """What local Rays of this process are opened with: Ray reads it once, and keeps it for a second start."""
+    return secrets.token_hex(32)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ folder and writes its own artifacts, so that a broken run goes on where it stopp
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from paraknow.evaluate import deltas, kept
 from paraknow.evaluate.items import broken
 from paraknow.evaluate.knowledge import limited
 from paraknow.evaluate.measure import measure
+from paraknow.fitting import Free, rooms
 from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Method
 from paraknow.models import Loaded, load
@@ -31,12 +33,13 @@ from paraknow.similarity.compared import compare
 
 def stage_load(session: Session, progress: Progress) -> None:
     """Load both models and note versions, device, seeds and hashes in environment.json."""
-    config = session.config
-    for number, (name, checkpoint) in enumerate(
-        (("teacher", session.checked.teacher), ("student", session.checked.student))
-    ):
+    config, checked = session.config, session.checked
+    automatic = "auto" in (config.placement.teacher, config.placement.student)
+    room = rooms(config, checked.case, Free.now(config.device)) if automatic else {}
+    for number, (name, checkpoint) in enumerate((("teacher", checked.teacher), ("student", checked.student))):
         if name not in session.models:
-            session.models[name] = load(checkpoint, config.dtype, config.device)
+            how = getattr(config.placement, name)
+            session.models[name] = load(checkpoint, config.dtype, config.device, how, room.get(name))
         progress((number + 1) * 1000, 4000, checkpoint.title)
     device = session.models["student"].device
     environment = {
@@ -91,6 +94,7 @@ def _facts(loaded: Loaded, progress: Progress) -> dict[str, Any]:
         "head_dim": a.head_dim,
         "vocabulary": a.vocabulary,
         "tied": a.tied,
+        "placed": dict(Counter(loaded.layers)),
     }
 
 

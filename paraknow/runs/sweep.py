@@ -110,7 +110,7 @@ def _begun(source: Path | str | dict[str, Any], root: Path) -> Path | str | dict
 
 def _check(point: Point, here: bool) -> Checked:
     try:
-        return check(point.config, here)
+        return check(point.config, here=here)
     except ParaKnowError as error:
         raise type(error)(f"point {point.number} ({point.words}): {error}") from None
 
@@ -173,6 +173,11 @@ class _Sweep:
                     self.failed(place, error)
 
     def side_by_side(self, cluster: Cluster) -> None:
+        made = [
+            _run_of(self.state, p, about, self.root) for p, about in zip(self.plan.points, self.checked, strict=True)
+        ]
+        if all(run and _done(run) for run in made):
+            return  # nothing that Ray would have to be started for
         titles = [f"point {point.number}" for point in self.plan.points]
         gpu = any(point.config.device != "cpu" for point in self.plan.points)
         work = Work(titles, reuse.donors(self.checked), self.begin)

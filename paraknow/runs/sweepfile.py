@@ -24,6 +24,7 @@ from paraknow import yamls
 from paraknow.config import Part, RunConfig
 from paraknow.errors import InputError
 from paraknow.runs.compare import flatten
+from paraknow.wrong import explain
 
 MOST = 1000  # points; more is a slip in a grid
 # What decides which examples are read. Rows of one table must differ in a setting and in nothing else.
@@ -87,7 +88,7 @@ def read(source: Path | str | dict[str, Any]) -> Plan:
     try:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {configs.explain(error, SweepFile)}") from None
+        raise InputError(f"{where}: {explain(error, SweepFile)}") from None
     name = file.name or (re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:60] if path else "")
     if not name:
         raise InputError(f"{where}: name is missing; give one of letters, digits, '.', '_' and '-'.")

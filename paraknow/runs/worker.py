@@ -6,7 +6,6 @@ Only this module (and the stages it imports inside functions) brings torch into 
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import signal
@@ -23,10 +22,10 @@ from typing import Any
 
 from paraknow import access, limits
 from paraknow.checkpoints import files_state
-from paraknow.checks import check
-from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
+from paraknow.checks import Checked, check, prepare
+from paraknow.errors import Cancelled, InputError, ResourceError, RunError
 from paraknow.progress import Progress
-from paraknow.runs import processes, queue, store
+from paraknow.runs import failures, processes, queue, store
 from paraknow.runs.store import Run
 
 STAGE_NAMES = ("load", "locate", "similarity", "align", "tune", "evaluate")
@@ -105,7 +104,7 @@ def execute(
             log.error("%s", "".join(traceback.format_exception(error)))
             if not run.path("config.yaml").is_file():
                 raise RunError(f"run {run.id}: its folder was deleted while it was worked on.") from error
-            failure = _explain(error)
+            failure = failures.explain(error, run, warm)
             run.update(state="failed", finished=time.time(), error=str(failure))
             if isinstance(error, Exception) and failure is not error:
                 raise failure from error
@@ -156,7 +155,7 @@ def _execute(
     run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: dict[str, Any] | None
 ) -> None:
     run.update(started=time.time(), message="")  # now that it has its device
-    checked = check(run.config())
+    checked = _checked(run, warm)
     from paraknow.progress import silent
     from paraknow.runs.stages import STAGES, Session
 
@@ -165,7 +164,8 @@ def _execute(
         run.event(warning=text)
 
     session = Session(run, checked, warn)
-    _reuse(session, warm)
+    if warm:
+        session.models = warm["models"]
     finished = list(run.status().get("stages", []))
     for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
         if name in skip or (name in finished and name != "load"):
@@ -190,33 +190,26 @@ def _execute(
     run.update(state="done", finished=time.time(), eta=0, message="")
 
 
-def _pair_key(checked: Any) -> tuple:
+def _pair_key(checked: Checked) -> tuple:
     """What a pair in memory must agree with to be used again: places, type, device and the state of all its files."""
     config = checked.config
     states = (files_state(checked.teacher), files_state(checked.student))
-    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *states)
+    places = (config.placement.teacher, config.placement.student)
+    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *places, *states)
 
 
-def _reuse(session: Any, warm: dict[str, Any] | None) -> None:
-    """Take over the last run's models if it had the same pair, type and device; else free them."""
-    if warm and warm.get("key") == _pair_key(session.checked):
-        session.models = warm["models"]
-    elif warm:
-        from paraknow.models import release
+def _checked(run: Run, warm: dict[str, Any] | None) -> Checked:
+    """A run's config as one that can be carried out here. A pair in memory that it uses needs no room a second time;
+    another one is freed first."""
+    checked = prepare(run.config())
+    if not warm:
+        return check(checked)
+    from paraknow.models import held, release
 
+    if warm.get("key") != _pair_key(checked):
         warm.clear()
         release()
-
-
-def _explain(error: BaseException) -> BaseException:
-    """What happened in one sentence, for errors that are not ours."""
-    if isinstance(error, ParaKnowError | KeyboardInterrupt | SystemExit):
-        return error
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
-        return RunError("no space is left on the disk of the run folder; free some and resume the run.")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return RunError("out of memory; a smaller tune.micro_batch, evaluate.batch_size or dtype needs less.")
-    return RunError(f"{type(error).__name__}: {error} (see worker.log in the run folder).")
+    return check(checked, sum(held(loaded, checked.free.device) for loaded in warm.get("models", {}).values()))
 
 
 def _log_file(run: Run) -> logging.Handler:

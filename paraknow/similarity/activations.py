@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from paraknow import placing
 from paraknow.architecture import Architecture
 from paraknow.models import Loaded, release
 from paraknow.progress import Progress, part, silent
@@ -63,6 +64,20 @@ def _hooks(loaded: Loaded, modules: Sequence[str], inputs: bool, keep: Callable)
             handle.remove()
 
 
+def _empty(loaded: Loaded, modules: Sequence[str], inputs: bool, rows: int) -> Rows:
+    """Room for all rows before anything is read: pieces would scatter between a pass's own large tensors, whose memory
+    is then never given back, and joining them would take as much again."""
+    made, stream = {}, loaded.model.get_input_embeddings().weight.shape[1]
+    for layer in range(loaded.architecture.layers):
+        for module in modules:
+            size = stream
+            if module != "residual":  # by the weight itself: a carried matrix may be wider than its layer says
+                matrix = loaded.model.get_submodule(_where(loaded.architecture, module, layer)).weight
+                size = matrix.shape[1 if inputs else 0]
+            made[(layer, module)] = torch.empty(rows, size, dtype=loaded.model.dtype, device=loaded.device)
+    return made
+
+
 @torch.no_grad()
 def rows_of(
     loaded: Loaded,
@@ -77,11 +92,11 @@ def rows_of(
 
     Rows are in the model's own type, on its device. The model is left as it was found.
     """
-    taken: dict[tuple[int, str], list[torch.Tensor]] = {}
+    taken, done = _empty(loaded, modules, inputs, sum(map(len, at))), 0
     place: tuple[torch.Tensor, torch.Tensor]
 
     def keep(key: tuple[int, str], value: torch.Tensor) -> None:
-        taken.setdefault(key, []).append(value[place])
+        taken[key][done : done + len(place[0])] = value[place]
 
     training, total = loaded.model.training, len(texts)
     try:
@@ -96,10 +111,11 @@ def rows_of(
                 columns = torch.tensor([p for w in where for p in w], device=loaded.device)
                 place = (lines, columns)
                 loaded.model.model(input_ids=ids, use_cache=False)
+                done += len(lines)
                 progress(min(total, first + forward_batch), total)
     finally:
         loaded.model.train(training)
-    return {key: torch.cat(parts) for key, parts in taken.items()}
+    return taken
 
 
 def batches(
@@ -143,25 +159,25 @@ def batches(
 def untrained_pair(teacher: Loaded, student: Loaded, seed: int = 0) -> Iterator[tuple[Loaded, Loaded]]:
     """Two models of the same shapes as they come from initialisation, for the time of the block.
 
-    On a GPU the trained ones wait in host memory meanwhile, so that no more than one pair is there at a time.
+    On a GPU the trained ones wait in host memory meanwhile, so that no more than one pair is there at a time. Layers
+    of the untrained models wait where the trained ones' do.
     """
     from transformers import AutoModelForCausalLM
 
     device, made = teacher.device, []
-    try:
-        if device.type == "cuda":
-            for loaded in (teacher, student):
-                loaded.model.to("cpu")
+    with placing.away([loaded.model for loaded in (teacher, student)]):
+        try:
             release()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-            for number, loaded in enumerate((teacher, student)):
-                torch.manual_seed(seed + number)
-                model = AutoModelForCausalLM.from_config(loaded.model.config, dtype=loaded.model.dtype)
-                made.append(Loaded(loaded.checkpoint, model.to(device).eval().requires_grad_(False), loaded.tokenizer))
-        yield made[0], made[1]
-    finally:
-        made.clear()
-        if device.type == "cuda":
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                for number, loaded in enumerate((teacher, student)):
+                    torch.manual_seed(seed + number)
+                    layers = loaded.layers or (str(device),) * loaded.architecture.layers
+                    # a whole model is made where it will be; one that does not fit there is made in host memory
+                    with device if set(layers) == {str(device)} else torch.device("cpu"):
+                        model = AutoModelForCausalLM.from_config(loaded.model.config, dtype=loaded.model.dtype)
+                    model = placing.place(model, device, layers).eval().requires_grad_(False)
+                    made.append(Loaded(loaded.checkpoint, model, loaded.tokenizer, layers=layers))
+            yield made[0], made[1]
+        finally:
+            made.clear()
             release()
-            for loaded in (teacher, student):
-                loaded.model.to(device)

@@ -349,8 +349,9 @@ def test_the_command_from_end_to_end(command, runs, tmp_path):
         own_rows = [{k: r[k] for k in sweep.KEPT} for r in values["rows"] if r["run"] == run]
         assert own_rows == [{k: r[k] for k in sweep.KEPT} for r in rows]
     assert len(pd.read_csv(out)) == len(values["rows"])
-    code, printed, _ = command("sweep", "s", "--resume")
-    assert code == 0 and "tune.epochs" in printed and "Sweep s is in" in printed
+    code, printed, err = command("sweep", "s", "--resume")
+    assert code == 0, err
+    assert "tune.epochs" in printed and "Sweep s is in" in printed
 
 
 def test_failed_points_end_with_4(command, monkeypatch, tmp_path):

@@ -1,0 +1,192 @@
+"""`python -m benchmarks.memory [--pair demo|larger] [--dtype float32]`: what each stage takes, over what was estimated.
+
+Every stage runs in a fresh process that reads what the stages before it left. Measured: the most memory that process
+and its children hold while the models are loaded and the stage runs, beyond what the imported libraries held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+from paraknow import config as configs
+from paraknow import resources
+from paraknow.config import RunConfig
+from paraknow.screen import emit, table
+
+EVERY = 0.002  # seconds between two looks
+TEACHER = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "vocab_size": 8192}
+STUDENT = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 8192}
+WORDS = 220  # of a question: about as many tokens as the settings below let through
+SETTINGS: dict[str, Any] = {
+    "method": {"name": "seeking", "rank": 16},
+    "controls": ["zero"],
+    "locate": {"seeds": 4, "max_length": 256, "neurons": "first_order"},
+    "similarity": {"examples": 32, "permutations": 2, "resamples": 100, "forward_batch": 4, "max_length": 256},
+    "tune": {"epochs": 1, "batch_size": 16, "micro_batch": 16, "max_length": 256},
+    "evaluate": {"limit": 16, "batch_size": 16, "reuse": False},
+}
+
+
+class Watch(threading.Thread):
+    """Looks at the memory of this process and its children, and keeps the most it saw."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.process, self.stop, self.most = psutil.Process(), threading.Event(), 0
+
+    def held(self) -> int:
+        total = self.process.memory_info().rss
+        for child in self.process.children(recursive=True):
+            try:
+                total += child.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        return total
+
+    def run(self) -> None:
+        while not self.stop.wait(EVERY):
+            self.most = max(self.most, self.held())
+
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    watch = Watch()
+    watch.start()
+    try:
+        yield watch
+    finally:
+        watch.stop.set()
+        watch.join()
+
+
+def one_stage(folder: Path, stage: str) -> None:
+    """Run one stage of a run here and print the most bytes held, beyond the libraries' own."""
+    import lm_eval.evaluator
+    import lm_eval.models.huggingface  # noqa: F401
+    import peft  # noqa: F401
+
+    from paraknow.checks import check
+    from paraknow.models import load
+    from paraknow.progress import silent
+    from paraknow.runs.stages import STAGES, Session
+    from paraknow.runs.store import Run
+
+    run = Run(folder)
+    session = Session(run, check(run.config()), lambda text: None)
+    load("demo:student", device="cpu")  # what transformers imports when a model is loaded
+    gc.collect()
+    with watched() as watch:
+        before = watch.held()
+        for name in dict.fromkeys(("load", stage)):
+            STAGES[name](session, silent)
+    finished = dict.fromkeys((*run.status().get("stages", []), stage))
+    run.update(stages=list(finished))
+    print(json.dumps({"measured": watch.most - before}))
+
+
+def _model(folder: Path, seed: int, sizes: dict[str, int]) -> str:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    heads = sizes["hidden_size"] // 64
+    made = LlamaConfig(**sizes, num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024)
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resources.demo_model("student")).save_pretrained(folder)
+    return str(folder)
+
+
+def _records(file: Path) -> str:
+    import random
+
+    draw = random.Random(0)
+    with file.open("w") as out:
+        for number in range(60):
+            text = " ".join(draw.choice("red green blue one two three".split()) for _ in range(WORDS))
+            out.write(json.dumps({"question": f"{number} {text}", "answer": draw.choice(["red", "blue"])}) + "\n")
+    return str(file)
+
+
+def demo(scratch: Path, changes: dict[str, Any]) -> RunConfig:
+    """The built-in pair at the demo's own settings."""
+    from paraknow.demo.story import demo_config
+
+    values = demo_config().model_dump(mode="json")
+    values["evaluate"]["reuse"] = False
+    return configs.parse({**values, **changes})
+
+
+def larger(scratch: Path, changes: dict[str, Any]) -> RunConfig:
+    """Two random Llamas of some 280 and 110 MB in float32, on questions as long as the settings let through."""
+    sides = {"teacher": _model(scratch / "t", 0, TEACHER), "student": _model(scratch / "s", 1, STUDENT)}
+    return configs.parse({**SETTINGS, "pair": sides, "task": _records(scratch / "task.jsonl"), **changes})
+
+
+PAIRS: dict[str, Callable[[Path, dict[str, Any]], RunConfig]] = {"demo": demo, "larger": larger}
+
+
+def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
+    """One row per stage: MB measured and estimated, their ratio, and the estimate's largest parts."""
+    from paraknow.checks import check
+    from paraknow.runs import store
+    from paraknow.runs.worker import STAGE_NAMES
+
+    wanted = PAIRS[name](scratch, changes)
+    checked = check(wanted)
+    run = store.create(wanted, scratch / "runs")
+    for stage in STAGE_NAMES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--stage", stage, "--run", str(run.folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        measured = json.loads(done.stdout.splitlines()[-1])["measured"]
+        parts = checked.parts[stage]
+        shown = {k: round(v / 1e6) for k, v in parts.largest().items() if v > 1e6}
+        print(f"{name}: {stage}: {measured / 1e6:.0f} MB of {parts.total / 1e6:.0f}", file=sys.stderr, flush=True)
+        yield {
+            "pair": name,
+            "stage": stage,
+            "measured (MB)": round(measured / 1e6),
+            "estimated (MB)": round(parts.total / 1e6),
+            "measured / estimated": round(measured / parts.total, 2),
+            "parts (MB)": " ".join(f"{k} {v}" for k, v in shown.items()),
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--pair", choices=sorted(PAIRS), action="append", help="both by default")
+    parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="a change of the config, as in run")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        one_stage(arguments.run, arguments.stage)
+        return 0
+    made: list[dict[str, Any]] = []
+    for name in arguments.pair or sorted(PAIRS):
+        with TemporaryDirectory() as scratch:
+            changes = configs.overridden({}, arguments.set)
+            made += rows(name, changes, Path(scratch))
+    if arguments.json:
+        emit({"memory": made})
+    else:
+        table(made, "Memory of the stages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
