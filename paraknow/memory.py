@@ -121,8 +121,11 @@ class Case:
         """Requests that evaluating puts through a model at once."""
         asked = config.evaluate.batch_size
         if asked == "auto":
-            return CPU_BATCH if self.device == "cpu" else 1  # on a GPU lm-eval looks for what fits
-        return asked
+            asked = CPU_BATCH if self.device == "cpu" else 1  # on a GPU lm-eval looks for what fits
+        if self.asked or not all(name in self.tasks for name in config.suites):
+            return asked
+        known = sum(len(e.choices or (1,)) for name in config.suites for e in self.tasks[name].test)
+        return min(asked, max(1, known))
 
     def waits(self, config: RunConfig, number: int) -> bool:
         """Whether layers of the teacher (0) or the student (1) may wait elsewhere."""
