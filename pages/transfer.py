@@ -10,7 +10,7 @@ from paraknow import methods, resources
 from paraknow.config import Evaluate, Locate, Pair, Placement, RunConfig, Similarity, Tune
 from paraknow.demo import story
 from paraknow.errors import InputError, ParaKnowError
-from paraknow.runs import queue
+from paraknow.runs import queue, store
 
 PAIRS = ["demo:teacher", "demo:clone-teacher", "demo:equal", "demo:sibling", "demo:student"]
 QUICK = {
@@ -54,9 +54,10 @@ def fill(config: RunConfig) -> None:
 
 
 def refill(run_id: str) -> None:
-    """The settings of the run that is looked at, for running it again with changes."""
+    """The settings of a run, for running it again with changes."""
     try:
-        fill(shell.current_run().config())
+        if asked := store.named(run_id):
+            fill(asked.config())
     except ParaKnowError as error:
         st.session_state["refused"] = str(error)
 
@@ -173,7 +174,9 @@ def form() -> dict:
 def start(config: RunConfig) -> None:
     """Queue the run and look at it."""
     try:
-        shell.choose(queue.submit(config).id)
+        made = queue.submit(config)
+        shell.choose(made.id)
+        st.session_state["t.submitted"] = made.id
     except (ParaKnowError, OSError) as error:
         st.session_state["refused"] = str(error)
 
@@ -193,7 +196,7 @@ def cost(config: RunConfig) -> bool:
     count = catalogued.tuned(config)
     a.metric(
         "Fine-tuning",
-        f"{found.steps} steps" if count else "none",
+        f"{found.steps} step{'s' * (found.steps != 1)}" if count else "none",
         f"{found.examples} examples, for {f'each of {count} models' if count > 1 else 'one model'}"
         if count
         else "the methods train by themselves or not at all",
@@ -240,6 +243,8 @@ if watching:
     the_run()
 if "t.pair.teacher" not in st.session_state:
     fill(configs.parse(QUICK))
+if made := st.session_state.pop("t.submitted", None):
+    st.toast(f"Queued: {shell.escape(made)}. It is shown at the top of this page.", icon=":material/schedule:")
 if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the Runs page
     refill(asked)
 st.subheader("Settings")

@@ -23,7 +23,6 @@ from paraknow.progress import Progress, silent
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_STORED = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ def _download(spec: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    client: Any = HfHubHTTPError.__bases__[0]  # what all errors of the HTTP client that the hub's library uses are
     repository, _, revision = spec.partition("@")
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
     try:
@@ -108,7 +108,7 @@ def _download(spec: str) -> Path:
         raise InputError(
             f"model {spec!r}: no such folder here and no such repository on the hub (or HF_TOKEN is missing)."
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (client, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"model {spec!r}: no such folder here, and the hub cannot be reached ({type(error).__name__})."
         ) from None

@@ -25,7 +25,12 @@ def runs_list(as_json: Json = False) -> None:
     if as_json:
         emit({"runs": rows})
     else:
-        table([{k: r[k] for k in ("id", "state", "stage", "method", "task")} for r in rows], "Runs")
+        shown = [{k: r[k] for k in ("id", "name", "state", "stage", "method", "task")} for r in rows]
+        kept = {"recorded": "with the package", "imported": "imported"}
+        for line, row in zip(shown, rows, strict=True):
+            line["priority"] = row.get("priority") if row["state"] == "queued" else None
+            line["read-only"] = next((words for name, words in kept.items() if row[name]), None)
+        table(shown, "Runs")
 
 
 @app.command("show")
@@ -46,7 +51,10 @@ def runs_show(run_id: str, as_json: Json = False) -> None:
             }
         )
         return
-    table([store.summary(run)], run.id)
+    about = store.summary(run)
+    for name in ("created", "finished"):
+        about[name] = about[name] and time.strftime("%d %b %Y, %H:%M:%S", time.localtime(about[name]))
+    table([{"": name, "value": value} for name, value in about.items() if value is not None], run.id)
     if rows:
         delta_table(rows)
         budget_table(run)
@@ -203,8 +211,6 @@ def runs_rescore(run_id: str) -> None:
 @app.command("cancel")
 def runs_cancel(run_id: str) -> None:
     """Stop a run at its next step, at the latest after ten seconds; what it has finished is kept."""
-    import time
-
     from paraknow.runs import queue, store
 
     run = store.find(run_id)
@@ -233,7 +239,7 @@ def runs_resume(run_id: str) -> None:
     print(f"Run {run.id} is queued again.")
 
 
-@app.command("priority")
+@app.command("priority", context_settings={"ignore_unknown_options": True})  # numbers below 0 are no options
 def runs_priority(
     run_id: str,
     priority: Annotated[int | None, typer.Argument(help="Higher goes first; without it, before all others.")] = None,
@@ -246,8 +252,9 @@ def runs_priority(
         queue.first(run)
     else:
         queue.prioritise(run, priority)
-    place = [row["id"] for row in queue.waiting() if row["state"] == "queued"].index(run.id)
-    print(f"Run {run.id} is number {place + 1} in the queue.")
+    queued = [row["id"] for row in queue.waiting() if row["state"] == "queued"]
+    taken = f"Run {run.id} has been taken meanwhile."
+    print(f"Run {run.id} is number {queued.index(run.id) + 1} in the queue." if run.id in queued else taken)
 
 
 @app.command("delete")

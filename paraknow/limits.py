@@ -64,7 +64,7 @@ def check_queue(waiting: int, kept: int, root: Path) -> None:
         raise InputError(
             f"runs: {kept} are kept here, the most for a shared page; the machine's owner can delete some."
         )
-    _check_disk("queue", root)
+    check_disk("queue", root)
 
 
 def check_data(path: Path, what: str) -> None:
@@ -82,7 +82,7 @@ def check_download(what: str, size: int, into: Path) -> None:
         return
     if size > DOWNLOAD:
         raise InputError(f"{what}: {size / GIB:.1f} GiB; a shared page fetches at most {DOWNLOAD // GIB}.")
-    _check_disk(what, into, size)
+    check_disk(what, into, size)
 
 
 def check_time(seconds: float, stage: str) -> None:
@@ -97,7 +97,10 @@ def refuse(what: str) -> None:
         raise InputError(f"{what} is left to the machine's owner, because this page is shared.")
 
 
-def _check_disk(what: str, folder: Path, more: int = 0) -> None:
+def check_disk(what: str, folder: Path, more: int = 0) -> None:
+    """Refuse what would leave too little of the disk for others. Raises ResourceError."""
+    if not shared():
+        return
     while not folder.exists():
         folder = folder.parent
     if shutil.disk_usage(folder).free - more < FREE:

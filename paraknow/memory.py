@@ -332,7 +332,9 @@ def _step_of_tuning(case: Case, config: RunConfig, lengths: Lengths) -> Parts:
     a, width = case.student.architecture, BYTES[config.dtype]
     rank = max((getattr(c.settings, "rank", 0) for c in case.candidates), default=0)
     trained = sum(rank * sum(a.shape(m)) * (1 if m in EMBEDDING else a.layers) for m in config.locate.selected())
-    rows = min(config.tune.micro_batch, config.tune.batch_size) * lengths.tune
+    known = [case.tasks[name] for name in config.task if name in case.tasks]
+    there = sum(len(task.train) for task in known) if len(known) == len(config.task) else config.tune.batch_size
+    rows = min(config.tune.micro_batch, config.tune.batch_size, max(1, there)) * lengths.tune
     activations = (a.layers + 1) * _layer(a, width, rows) + 4 * 4 * rows * a.vocabulary
     if width < 4:  # every adapter widens what its matrix reads
         activations += 4 * rows * a.layers * (5 * a.hidden + a.heads * a.head_dim + a.ffn)

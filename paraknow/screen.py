@@ -148,9 +148,12 @@ def carry_out(
 
     quiet()
     stop = _Stop(run)
-    signal.signal(signal.SIGTERM, lambda *_: stop())
-    with Bars(on_interrupt=stop) as bars:
-        execute(run, until, skip, bars.stage, warm=warm)
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        with Bars(on_interrupt=stop) as bars:
+            execute(run, until, skip, bars.stage, warm=warm)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Stop:

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, shell
+from paraknow import access
 from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
 from paraknow.runs import queue
@@ -112,7 +113,7 @@ def log_end(run: Run) -> None:
         if not lines:
             st.caption("This run has written no log yet.")
             return
-        st.code("\n".join(map(harmless, lines)), language=None, wrap_lines=True, height=300)
+        st.code(access.said("\n".join(map(harmless, lines))), language=None, wrap_lines=True, height=300)
         st.caption(
             f"At most the last {LOG_LINES} lines; `paraknow runs log {run.id} --follow` shows them in a terminal."
         )
@@ -129,9 +130,9 @@ def buttons(run: Run, state: str) -> None:
     if b and state == "queued" and b.button("Let it be the next", icon=":material/vertical_align_top:", key="t.first"):
         try:
             queue.first(run)
+            st.rerun()
         except ParaKnowError as error:  # it was taken meanwhile
-            st.error(shell.escape(str(error)))
-        st.rerun()
+            st.error(shell.sentence(error))
     if state in ("failed", "cancelled", "lost") and st.button(
         "Resume this run", icon=":material/replay:", key="t.resume"
     ):

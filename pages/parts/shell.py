@@ -112,6 +112,9 @@ def pick_run() -> None:
     st.session_state["through_app"] = True
     ids = [run.id for run in store.all_runs()]
     state, asked = st.session_state, st.query_params.get("run")
+    if cloned := state.get("t.refill"):  # changing pages by a button drops what was picked
+        choose(cloned)
+        asked = None
     if asked and asked != state.get("run_in_address"):  # a link was followed
         if asked in ids:
             choose(asked)

@@ -37,7 +37,11 @@ def reading(row: Mapping[str, Any]) -> str:
 def _controls(row: Mapping[str, Any]) -> str:
     if row.get("claim"):
         return " and above every control"
-    held = [a for a in row.get("against") or () if a.get("delta_ci") and a["delta_ci"][0] <= 0]
+    held = [
+        a
+        for a in row.get("against") or ()
+        if a.get("delta") is not None and a.get("delta_ci") and a["delta_ci"][0] <= 0
+    ]
     if not held:
         return ", but not above every control" if row.get("claim") is False else ""
     worst = min(held, key=lambda a: a["delta"])

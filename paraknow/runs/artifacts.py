@@ -57,6 +57,8 @@ FLAGS = frozenset("chosen paired correct".split())
 MAX_JSON = 64 * 2**20  # bytes: read into memory at once
 MAX_LINE = 2**20  # bytes of one event
 MAX_CELLS = 200_000_000  # of one table, as its footer counts them
+MAX_DECODED = 512 * 2**20  # bytes of one table in memory
+MAX_EVENTS = 32 * 2**20  # bytes of events.jsonl: pages read it whole
 BATCH_BYTES = 256 * 2**20  # of one table decoded at a time
 Time = Annotated[float, Field(ge=0, le=9e9)]  # Unix seconds that every calendar in use can show
 
@@ -261,7 +263,9 @@ def check_json(path: Path, name: str) -> None:
 
 
 def check_events(path: Path) -> None:
-    """Raises ValueError where a line of events.jsonl is no event."""
+    """Raises ValueError where events.jsonl is too long to be read at once, or a line of it is no event."""
+    if path.stat().st_size > MAX_EVENTS:
+        raise ValueError(f"is longer than {MAX_EVENTS // 2**20} MiB")
     for number, line in enumerate(_lines(path), 1):
         try:
             bad = unsound(Event, json.loads(line))
@@ -297,8 +301,11 @@ def check_table(path: Path, name: str) -> None:
         # A value is at most as long as its column's pages: so many rows at a time keep memory in bounds.
         groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
         longest = max((g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns)), default=0)
-        for _ in table.iter_batches(max(1, min(65536, BATCH_BYTES // max(1, longest)))):
-            pass
+        decoded = 0
+        for batch in table.iter_batches(max(1, min(65536, BATCH_BYTES // max(1, longest)))):
+            decoded += batch.nbytes
+            if decoded > MAX_DECODED:  # pages read tables whole
+                raise ValueError(f"decodes to more than {MAX_DECODED // 2**20} MiB")
 
 
 def _fits(column: str, kind: Any) -> bool:

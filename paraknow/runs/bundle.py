@@ -15,14 +15,14 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from paraknow import __version__, files
+from paraknow import __version__, files, limits
 from paraknow import config as configs
 from paraknow.errors import InputError, ResourceError
 from paraknow.runs import artifacts, private, store, zips
@@ -207,6 +207,7 @@ def import_(path: Path, root: Path | None = None, called: str | None = None) -> 
     with zips.opened(path, where) as archive:
         about = _list(archive, path)
         names = _wanted(archive, about)
+        limits.check_disk(where, root, archive.size)
         if archive.size > shutil.disk_usage(_existing(root)).free:
             raise ResourceError(f"{where}: unpacks to {archive.size / 2**20:.0f} MiB, more than is free on the disk.")
         made = not root.exists()
@@ -216,7 +217,7 @@ def import_(path: Path, root: Path | None = None, called: str | None = None) -> 
             folder.chmod(0o755)
             listed = _unpack(archive, names, about, folder)
             for version in range(about.schema_version, SCHEMA_VERSION):
-                UPGRADES[version](folder)
+                _upgraded(UPGRADES[version], folder, where)
             content = content_hash(listed)
             origin = {"from": about.paraknow, "bundle_schema": about.schema_version, "made": about.created}
             mark = {"imported": time.time(), **origin, "sha256": _sha256(path), "content": content}
@@ -227,6 +228,13 @@ def import_(path: Path, root: Path | None = None, called: str | None = None) -> 
             if made:
                 with suppress(OSError):  # it holds runs now
                     root.rmdir()
+
+
+def _upgraded(upgrade: Callable[[Path], None], folder: Path, where: str) -> None:
+    try:
+        upgrade(folder)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{where}: its results are not those of an older version ({type(error).__name__}).") from None
 
 
 def _existing(folder: Path) -> Path:
@@ -312,11 +320,14 @@ def _placed(folder: Path, root: Path, wanted: str, content: str, listed: Sequenc
         same = [run for run in store.all_runs(root) if run.id == name]
         if any(_content(run, adapters) == content for run in same):
             return Imported(same[0], known=True)
-        if not same and not (root / name).exists():
-            with store.numbered(root) as number:  # lists show it as the newest
-                status = files.read_json(folder / "status.json")
-                files.write_json(folder / "status.json", {**status, "number": number})
-                folder.rename(root / name)
+        if name in store.RESERVED:
+            continue
+        with store.numbered(root) as number:  # lists show it as the newest
+            if (root / name).exists():
+                continue
+            status = files.read_json(folder / "status.json")
+            files.write_json(folder / "status.json", {**status, "number": number})
+            folder.rename(root / name)
             return Imported(Run(root / name), known=False)
     raise InputError(f"{root / wanted}: another run has this name and also {wanted[:100]}-{content[:8]}; delete one.")
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from paraknow import __version__, errors
 from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
+from paraknow.runs import queue
 from paraknow.runs.order import AGAIN, Order, Work, room
 from paraknow.runs.store import Run
 from paraknow.runs.threads import cores
@@ -224,6 +225,7 @@ class _Driver:
                 self.note("waiting for the cluster to have room.")
             for _, place in self.busy.values():
                 self.show(self.work.titles[place], self.runs[place].status())
+                queue.enforce_cancel(self.runs[place])
                 if self.stop:
                     self.runs[place].cancel()  # again and again: a run that is just beginning takes the flag away
         if self.stop:
@@ -280,6 +282,8 @@ class _Driver:
 
     def _killed(self, place: int) -> None:
         run, title = self.runs[place], self.work.titles[place]
+        if run.cancelled():  # it was ended because it did not stop
+            self.stop.append(f"run {run.id} was cancelled.")
         if not self.stop and self.order.again(place):
             self.note(f"{title}: its worker was killed; its run {run.id} goes on from the last finished stage.")
             return

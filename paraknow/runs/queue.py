@@ -46,12 +46,14 @@ def submit(config: RunConfig, root: Path | None = None, priority: int = 0) -> Ru
 def resume(run: Run, root: Path | None = None) -> Checked:
     """Queue a failed, cancelled or lost run again; finished stages are kept. Raises InputError for a read-only one."""
     run.refuse_read_only()
+    if (state := run.status()["state"]) not in ("failed", "cancelled", "lost"):
+        raise InputError(f"run {run.id} is {state}; only one that failed, was cancelled or is lost is resumed.")
     _check_room(root)
     checked = check(run.config())
     with run.lock():  # a process that is about to end writes its last word first
         run.path("cancel").unlink(missing_ok=True)
         access.keep(run.folder)
-        run.update(state="queued", error=None)
+        run.update(("failed", "cancelled", "lost", "running"), state="queued", error=None)
     ensure_workers(root)
     return checked
 

@@ -63,7 +63,13 @@ def _refuse_changes(session: Session, environment: dict[str, Any]) -> None:
     path = session.run.path("environment.json")
     if not path.is_file() or len(session.run.status().get("stages", [])) < 2:
         return
-    before = files.read_json(path)
+    try:
+        before = files.read_json(path)
+    except (OSError, ValueError):
+        raise RunError(
+            "load: environment.json cannot be read, so nobody can tell whether models and data are still those the run "
+            "began with; start a new run."
+        ) from None
     for name in ("teacher", "student"):
         if before["models"][name]["sha256"] != environment["models"][name]["sha256"]:
             raise RunError(f"load: the {name}'s weights have changed since this run began; start a new run.")

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ RESERVE = 64 * 1024  # bytes kept aside so that "disk full" can still be written
 OWN_PLACE = ("host", "pid", "born", "number", "priority", "device")  # of status.json: means nothing elsewhere
 BEAT = 5.0  # seconds between two heartbeats of a run that is worked on
 LOST_AFTER = 15.0  # seconds without one after which a run of another machine is lost, and one of ours does not answer
+RESERVED = ("sweeps", "worker.log", "cross.json", "calibration.json")  # what else lies in the runs folder
 ID = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}"
 
 
@@ -96,7 +97,10 @@ class Run:
         if status["state"] == "running" and not self.read_only:
             silent = time.time() - (status.get("heartbeat") or 0.0)
             here = status.get("host") in (None, socket.gethostname())
-            if (here and not self.locked()) or (not here and silent > LOST_AFTER):
+            if here and not self.locked():
+                status = self._written()  # it may have ended by itself before its lock was free
+                status["state"] = "lost" if status["state"] == "running" else status["state"]
+            elif not here and silent > LOST_AFTER:
                 status["state"] = "lost"
             elif silent > LOST_AFTER:
                 status["silent"] = silent
@@ -119,15 +123,18 @@ class Run:
             error = f"status.json cannot be read ({reason})."
         return {"state": "failed", "error": error, "stages": []}
 
-    def update(self, **values: Any) -> None:
-        """Change fields of status.json in one step, whoever else does so at the same time.
+    def update(self, only: Sequence[str] = STATES, /, **values: Any) -> None:
+        """Change fields of status.json in one step, whoever else does so at the same time; nothing where its state is
+        by now none of `only`.
 
         On a full disk the bytes kept aside are spent on a new state alone: progress would leave none for how it ended.
         """
         with self._writing():
             try:
                 before = self._read()
-            except (OSError, ValueError):  # damaged: what it did counts as not done
+                if before["state"] not in only:
+                    return
+            except (FileNotFoundError, ValueError):  # damaged: what it did counts as not done
                 before = {"stages": [], "created": time.time()}
             status = {**before, **values, "heartbeat": time.time()}
             try:
@@ -193,7 +200,7 @@ class Run:
         if not self.cancelled():  # its time says since when it is asked for
             self.path("cancel").touch()
         if self.status().get("state") in ("queued", "lost"):
-            self.update(state="cancelled", finished=time.time())
+            self.update(("queued", "running", "lost"), state="cancelled", finished=time.time())
 
     def cancelled(self) -> bool:
         return self.path("cancel").exists()

@@ -29,6 +29,16 @@ POLL = 0.3  # seconds between two looks at the queue, or at the run under way
 AGAIN = 10.0  # seconds after which a run that could not be begun (somebody holds it, no space is left) is tried again
 
 
+def enforce_cancels(root: Path) -> None:
+    """End the processes of runs of this folder that do not heed their cancelling, whoever began them."""
+    for row in queue.waiting(root):
+        if row["state"] == "running":
+            try:
+                queue.enforce_cancel(Run(root / row["id"]))
+            except OSError as error:  # no space is left, or its status is held: tried again at the next look
+                print(f"{row['id']}: {error}", file=sys.stderr, flush=True)
+
+
 class Child:
     """The process that carries out runs, one at a time; it is told them on its standard input."""
 
@@ -53,7 +63,7 @@ class Child:
         while True:
             if self.answers.select(POLL):
                 return bool(self.process.stdout.readline())
-            queue.enforce_cancel(run)
+            enforce_cancels(run.folder.parent)
 
     def end(self) -> None:
         """End it, and whatever it has started."""
@@ -77,10 +87,13 @@ class Supervisor:
         self.put_off: dict[str, float] = {}  # run → when it may be tried again
 
     def leave(self, number: int, frame: FrameType | None) -> None:
-        """On Ctrl-C or a request to end: the run under way is cancelled (and can be resumed), the queue stays."""
+        """On Ctrl-C or a request to end: the run under way is cancelled (and can be resumed), the queue stays.
+
+        Only the flag is set here: the interrupted code may hold the lock of its status.
+        """
         self.leaving = True
         if self.under_way is not None:
-            self.under_way.cancel()
+            self.under_way.path("cancel").touch()
 
     def serve(self) -> None:
         """Take run after run."""
@@ -90,9 +103,13 @@ class Supervisor:
                 now = time.monotonic()
                 run = queue.next_queued(self.root, self.device, [r for r, at in self.put_off.items() if at > now])
                 if run is None:
+                    enforce_cancels(self.root)
                     time.sleep(POLL)
                     continue
                 self.under_way = run
+                if self.leaving:  # asked for while the queue was looked through: this run stays queued
+                    run.path("cancel").unlink(missing_ok=True)
+                    break
                 self._carry_out(run)
                 self.under_way = None
                 last = time.monotonic()

@@ -157,6 +157,7 @@ def _execute(
     run.update(started=time.time(), message="")  # now that it has its device
     checked = _checked(run, warm)
     from paraknow.progress import silent
+    from paraknow.runs import intact
     from paraknow.runs.stages import STAGES, Session
 
     def warn(text: str) -> None:
@@ -166,7 +167,9 @@ def _execute(
     session = Session(run, checked, warn)
     if warm:
         session.models = warm["models"]
-    finished = list(run.status().get("stages", []))
+    finished, removed = intact.mend(run)
+    for name in removed:
+        warn(f"{name} could not be opened, so it is made again.")
     for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
         if name in skip or (name in finished and name != "load"):
             continue

@@ -43,6 +43,7 @@ def test_what_ends_a_process_ends_no_queue(runs, processes_end):
     """Killed, deaf to its cancelling, without its supervisor: every run has an end, and the next one is taken."""
     killed = queue.submit(small(tune=LONG))
     deaf, last = store.create(small(tune=LONG)), store.create(small())
+    until(lambda: queue.worker_alive(runs))
     (alive,) = supervisors(runs)
     late = subprocess.run([*alive.cmdline()], capture_output=True, text=True, timeout=60)
     assert "another worker" in late.stderr and late.returncode == 0
