@@ -162,9 +162,12 @@ def two() -> None:
         st.info("There is only one run; a second one is needed to compare.")
         return
     ids = [r.id for r in runs]
+    done = [r.id for r in runs if r.status()["state"] == "done"]
+    likely = [*([run.id] if run and run.id in done else []), *done, *ids]  # the chosen one, then those with results
+    first_id, second_id = list(dict.fromkeys(likely))[:2]
     a, b = st.columns(2)
-    first = runs[ids.index(a.selectbox("First", ids, index=0, key="r.first"))]
-    second = runs[ids.index(b.selectbox("Second", ids, index=1, key="r.second"))]
+    first = runs[ids.index(a.selectbox("First", ids, index=ids.index(first_id), key="r.first"))]
+    second = runs[ids.index(b.selectbox("Second", ids, index=ids.index(second_id), key="r.second"))]
     try:
         differing = pd.DataFrame(compare.differences(first.config(), second.config()))
     except ParaKnowError as error:

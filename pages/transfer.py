@@ -191,6 +191,8 @@ def cost(config: RunConfig) -> bool:
     if found.refusal:
         st.error(shell.sentence(found.refusal))
         costs.fitting(config, found.settings, fill)
+        if found.parts:
+            costs.where_it_goes(found)
         return False
     a, b, c = st.columns(3)
     count = catalogued.tuned(config)

@@ -12,7 +12,7 @@ import yaml
 from pages.parts import shell
 from paraknow import checkpoints, data
 from paraknow import config as configs
-from paraknow.checks import check
+from paraknow.checks import check, prepare
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError, ResourceError
 from paraknow.fitting import PARTS, changed
@@ -48,7 +48,12 @@ def estimate(text: str) -> Estimate:
         checked = check(config)
         examples = sum(len(data.load_task(name, config.seed).train) for name in config.task)
     except ResourceError as error:
-        return Estimate(str(error), error.settings)
+        try:
+            needed = prepare(config)
+        except ParaKnowError:  # no such device: there is nothing to say about memory
+            return Estimate(str(error), error.settings)
+        parts = {stage: p.named() for stage, p in needed.parts.items()}
+        return Estimate(str(error), error.settings, needed.memory, parts)
     except ParaKnowError as error:
         return Estimate(str(error))
     steps = config.tune.epochs * -(-examples // config.tune.batch_size)
@@ -76,15 +81,15 @@ def where_it_goes(found: Estimate) -> None:
     with st.expander("Where the memory goes"):
         named = {name: PARTS[name].capitalize() for name in PARTS if any(p[name] for p in found.parts.values())}
         rows = [
-            {"Stage": stage, "At the peak (MiB)": found.memory[stage] / 2**20}
-            | {f"{title} (MiB)": parts[name] / 2**20 for name, title in named.items()}
+            {"Stage": stage, "At the peak": found.memory[stage] / 2**20}
+            | {title: parts[name] / 2**20 for name, title in named.items()}
             for stage, parts in found.parts.items()
         ]
         numbers = {c: st.column_config.NumberColumn(format="%.0f") for c in rows[0] if c != "Stage"}
         st.dataframe(rows, hide_index=True, column_config=numbers, width="stretch")
         st.caption(
-            "How to read: each row is a stage at its peak, estimated from sizes and settings before anything is "
-            "loaded. Only the largest row must fit."
+            "How to read: each row is a stage at its peak, in MiB, estimated from sizes and settings before anything "
+            "is loaded; the columns behind the second add up to it. Only the largest row must fit."
         )
 
 

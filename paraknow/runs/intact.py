@@ -49,8 +49,18 @@ def mend(run: Run) -> tuple[list[str], list[str]]:
                 continue
             removed.append(str(name))
             path.unlink()
-            if stage == "tune" and len(name.parts) > 2:  # a model whose result or memory of it is damaged is made again
-                shutil.rmtree(run.path("adapters", name.parts[1], name.parts[2].partition(".")[0]), ignore_errors=True)
+            if stage in ("align", "tune") and len(name.parts) > 2:
+                _forget(run, folder, *name.parts[1:3])
             if stage in finished:
                 finished = finished[: finished.index(stage)]
     return finished, removed
+
+
+def _forget(run: Run, folder: str, label: str, file: str) -> None:
+    """Take a model for not made yet where one of the files about it is lost: its start, or its result."""
+    seed = file.partition(".")[0]
+    if folder == "align":
+        for path in run.path("align", label).glob(f"{seed}.*"):
+            path.unlink()
+    else:
+        shutil.rmtree(run.path("adapters", label, seed), ignore_errors=True)
