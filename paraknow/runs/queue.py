@@ -176,15 +176,16 @@ def start_worker(root: Path, device: str, idle: float = IDLE) -> subprocess.Pope
 
 
 @contextmanager
-def device_held(run: Run, device: str, queued: bool, wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the device a run is carried out on, so that two do not share one GPU's memory.
+def device_held(run: Run, config: RunConfig, queued: bool, wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold the device a run is carried out on, so that two do not share one GPU's memory; all GPUs where its layers
+    may wait on any of them.
 
     A GPU is held among all runs of this user on this machine; the CPU only among the queued runs of one folder, since
     whoever starts runs there by hand has decided so. `wait(sentence)` is called every second until it is free, and may
     raise Cancelled.
     """
     with ExitStack() as held:
-        for path, name in _device_locks(run, device, queued):
+        for path, name in _device_locks(run, config, queued):
             lock = FileLock(path, timeout=1)
             while not lock.is_locked:
                 try:
@@ -194,10 +195,12 @@ def device_held(run: Run, device: str, queued: bool, wait: Callable[[str], None]
         yield
 
 
-def _device_locks(run: Run, device: str, queued: bool) -> list[tuple[Path, str]]:
-    if _kind(device) == "cpu":
+def _device_locks(run: Run, config: RunConfig, queued: bool) -> list[tuple[Path, str]]:
+    """Always in one order, so that two runs never hold what the other waits for."""
+    if _kind(config.device) == "cpu":
         return [(run.folder.parent / ".device-cpu.lock", "the CPU")] if queued else []
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "paraknow" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    gpus = [gpu for gpu in devices.gpus() if gpu.index == devices.current()]
+    spread = "auto" in (config.placement.teacher, config.placement.student)
+    gpus = [gpu for gpu in devices.gpus() if spread or gpu.index == devices.current()]
     return [(folder / f"{gpu.uuid}.lock", f"GPU {gpu.index}") for gpu in gpus]

@@ -94,7 +94,7 @@ def execute(
         try:
             run.reserve()
             _begin(run)
-            held = queue.device_held(run, run.config().device, from_queue, _waiting(run))
+            held = queue.device_held(run, run.config(), from_queue, _waiting(run))
             with access.of_run(run.folder), _beating(run), held:
                 _execute(run, until, skip, show, warm)
         except Cancelled:

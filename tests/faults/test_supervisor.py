@@ -127,22 +127,32 @@ def test_every_device_has_its_worker(runs, monkeypatch):
 
 def test_two_runs_on_one_gpu_wait_for_each_other(runs, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(devices, "gpus", lambda: [devices.Gpu(0, "GPU-x", "card", 1, 1)])
+    gpus = [devices.Gpu(k, f"GPU-{k}", "card", 1, 1) for k in range(2)]
+    monkeypatch.setattr(devices, "gpus", lambda: gpus)
     first, second = store.create(small(), runs), store.create(small(), runs)
+    on_gpu, on_cpu = small(device="cuda"), small(device="cpu")
+    on_all = small(placement={"teacher": "auto"})
     said = []
 
     def wait(why: str) -> None:
         said.append(why)
         raise TimeoutError
 
-    with queue.device_held(first, "cuda", False, wait):
-        with pytest.raises(TimeoutError), queue.device_held(second, "auto", False, wait):
+    with queue.device_held(first, on_gpu, False, wait):
+        for config in (small(), on_all):
+            with pytest.raises(TimeoutError), queue.device_held(second, config, False, wait):
+                pass
+        with queue.device_held(second, on_cpu, False, wait):
             pass
-        with queue.device_held(second, "cpu", False, wait):
+        monkeypatch.setenv(devices.GPU, "1")
+        with queue.device_held(second, on_gpu, False, wait):
             pass
-    assert said == ["waiting for GPU 0, which another run uses"]
-    with queue.device_held(second, "auto", True, wait):
-        pass
+        monkeypatch.setenv(devices.GPU, "0")
+    assert said == ["waiting for GPU 0, which another run uses"] * 2
+    with queue.device_held(second, on_all, True, wait):
+        monkeypatch.setenv(devices.GPU, "1")
+        with pytest.raises(TimeoutError), queue.device_held(first, on_gpu, True, wait):
+            pass
 
 
 def test_only_the_process_that_began_the_run_is_ended(runs):
