@@ -153,6 +153,8 @@ class Run:
                 files.write_json(self.path("status.json"), {**status, "heartbeat": time.time()})
 
     def _writing(self) -> FileLock:
+        """Raises FileNotFoundError for a run whose folder is gone: its lock would make the folder anew."""
+        self.folder.stat()
         return FileLock(self.path(".status.lock"), timeout=10)
 
     def reserve(self) -> None:
@@ -181,6 +183,8 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run while working on it. Raises InputError if somebody else does."""
+        if not self.folder.is_dir():
+            raise InputError(f"run {self.id}: its folder is gone.")
         try:
             with FileLock(self.path(".lock"), timeout=1):  # somebody may just be asking whether it is free
                 yield
@@ -189,6 +193,8 @@ class Run:
 
     def locked(self) -> bool:
         """Whether a living process holds the run."""
+        if not self.folder.is_dir():
+            return False
         try:
             with FileLock(self.path(".lock"), timeout=0):
                 return False

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.faults import small
 from paraknow import files
+from paraknow.errors import InputError
 from paraknow.runs import index, queue, store
 from paraknow.runs.store import Run
 
@@ -192,4 +193,10 @@ def test_a_folder_that_is_gone_is_said(made):
     run = made[0]
     shutil.rmtree(run.folder)
     assert run.status()["error"] == "its folder is gone." and store.summary(run)["state"] == "failed"
+    run.beat()
+    with pytest.raises(FileNotFoundError):
+        run.update(state="done")
+    with pytest.raises(InputError, match="its folder is gone"), run.lock():
+        pass
+    assert not run.folder.exists()
     assert json.dumps(store.summary(Run(run.folder)))
