@@ -26,6 +26,7 @@ from paraknow import files
 from paraknow.config import RunConfig
 from paraknow.runs import store
 from paraknow.runs.store import Run
+from paraknow.runs.worker import STAGE_NAMES
 from paraknow.screen import table
 
 ROOT = Path(__file__).parent.parent
@@ -145,23 +146,35 @@ def outcome(run: Run) -> dict[str, Any]:
 
 
 def kills(root: Path, count: int, seed: int) -> dict[str, Any]:
-    """kill -9 of the process at work at `count` random moments, resuming after each, until every run is done."""
+    """kill -9 of the process at work at `count` random moments, resuming after each, until every run is done.
+
+    A moment: one of the stages still to come, and a time within what that stage took in an unbroken run.
+    """
     forks, draw = Forks(root), random.Random(seed)
     found: dict[str, Any] = {"kills": 0, "unreadable": [], "stuck": [], "unequal": 0, "runs": 0, "stages": Counter()}
     try:
         whole = store.create(small(), root)
-        wait_for_end(forks.start(whole))  # the first one also waits for the imports
-        expected = outcome(whole)
-        whole = store.create(small(), root)
-        began = time.monotonic()
         wait_for_end(forks.start(whole))
-        duration = time.monotonic() - began
+        expected = outcome(whole)
+        took = {e["stage"]: e["seconds"] for e in whole.events() if "seconds" in e}
         while found["kills"] < count:
             run = store.create(small(), root)
             found["runs"] += 1
-            for _ in range(6):  # then it may end
+            for _ in range(7):  # then it may end
                 process = forks.start(run)
-                time.sleep(draw.uniform(0.0, 0.5 * duration))
+                to_come = [s for s in STAGE_NAMES if s == "load" or s not in run.status()["stages"]]
+                at = draw.choice(to_come)
+                while (
+                    process
+                    and process.is_running()
+                    and (run.status().get("stage"), run.status()["state"])
+                    != (
+                        at,
+                        "running",
+                    )
+                ):
+                    time.sleep(0.005)
+                time.sleep(draw.uniform(0.0, took[at]))
                 if process is None or not process.is_running() or found["kills"] == count:
                     break
                 stage = run.status().get("stage") or "before the first"

@@ -10,7 +10,7 @@ import typer
 
 from paraknow.cli_sweep import OneByOne, RayAddress, Workers, side_by_side
 from paraknow.errors import RunError
-from paraknow.screen import carry_out, emit, interval, table
+from paraknow.screen import carry_out, emit, interval, say, table
 
 
 def cross(
@@ -33,13 +33,13 @@ def cross(
 
     wanted = configs.load(config, override)
     warm: dict[str, Any] = {}  # one pair for all cells
-    with side_by_side(ray_address, one_by_one, workers) as (cluster, say):
+    with side_by_side(ray_address, one_by_one, workers) as (cluster, told):
         found = matrix.run(
             wanted,
             task or list(wanted.task),
             name or f"cross-{config.stem}",
             execute=lambda run: carry_out(run, warm=warm),
-            note=say,
+            note=told,
             cluster=cluster,
         )
     command = "paraknow " + " ".join(sys.argv[1:])

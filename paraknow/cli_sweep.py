@@ -59,9 +59,9 @@ def sweep(
 
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {str(out)!r}: the table is kept as .parquet or .csv.")
-    with side_by_side(ray_address, one_by_one, workers) as (cluster, say):
+    with side_by_side(ray_address, one_by_one, workers) as (cluster, told):
         folder = sweeps.run(
-            source, None, lambda run, warm: carry_out(run, warm=warm), say, resume, cluster=cluster, threads=threads
+            source, None, lambda run, warm: carry_out(run, warm=warm), told, resume, cluster=cluster, threads=threads
         )
     if out is not None:
         _keep(sweeps.table(folder), out)

@@ -225,7 +225,7 @@ def failed(tmp_path, runs, capsys):
             cli.main(["run", str(path)])
         sentence = capsys.readouterr().err.strip().splitlines()[-1]
         assert stop.value.code == 4, sentence
-        folder = next(runs.iterdir())
+        folder = next(path for path in runs.iterdir() if path.name[0] != ".")
         status = json.loads((folder / "status.json").read_text())
         assert status["state"] == "failed" and status["error"] in sentence
         return sentence, folder
