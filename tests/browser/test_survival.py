@@ -61,7 +61,7 @@ def beating(run: Run) -> float:
     return run.status().get("heartbeat", 0.0)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_two_tabs_and_a_killed_server(server: Server, runs, chromium) -> None:  # noqa: F811
     model = store.create(small(), state="cancelled")
     tabs = [Visit(chromium, server.address) for _ in range(2)]
