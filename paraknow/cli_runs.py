@@ -232,9 +232,6 @@ def runs_resume(run_id: str) -> None:
     from paraknow.runs import queue, store
 
     run = store.find(run_id)
-    run.refuse_read_only()
-    if run.status().get("state") not in ("failed", "cancelled", "lost"):
-        raise InputError(f"run {run.id} is not failed, cancelled or lost.")
     queue.resume(run)
     print(f"Run {run.id} is queued again.")
 

@@ -59,7 +59,8 @@ def resume(run: Run, root: Path | None = None) -> Checked:
 
 
 def _check_room(root: Path | None) -> None:
-    limits.check_queue(len(waiting(root)), len(store.listing(root)), root or store.runs_folder())
+    if limits.shared():  # nobody else's runs are counted for nothing
+        limits.check_queue(len(waiting(root)), len(store.listing(root)), root or store.runs_folder())
 
 
 def prioritise(run: Run, priority: int) -> None:
