@@ -101,7 +101,13 @@ def check_disk(what: str, folder: Path, more: int = 0) -> None:
     """Refuse what would leave too little of the disk for others. Raises ResourceError."""
     if not shared():
         return
+    if free(folder) - more < FREE:
+        raise ResourceError(f"{what}: less than {FREE // GIB} GiB of disk would be left, too little on a shared page.")
+
+
+def free(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist yet."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
-    if shutil.disk_usage(folder).free - more < FREE:
-        raise ResourceError(f"{what}: less than {FREE // GIB} GiB of disk would be left, too little on a shared page.")
+    return shutil.disk_usage(folder).free

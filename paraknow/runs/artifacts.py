@@ -63,6 +63,9 @@ BATCH_BYTES = 256 * 2**20  # of one table decoded at a time
 Time = Annotated[float, Field(ge=0, le=9e9)]  # Unix seconds that every calendar in use can show
 
 
+State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+
+
 class _Facts(BaseModel):
     """What is read of a JSON file; more may stand there."""
 
@@ -72,7 +75,7 @@ class _Facts(BaseModel):
 class Status(_Facts):
     """status.json; see store.py."""
 
-    state: Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+    state: State
     stages: list[str] = []
     stage: str | None = None
     step: int | None = None

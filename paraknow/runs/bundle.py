@@ -208,7 +208,7 @@ def import_(path: Path, root: Path | None = None, called: str | None = None) -> 
         about = _list(archive, path)
         names = _wanted(archive, about)
         limits.check_disk(where, root, archive.size)
-        if archive.size > shutil.disk_usage(_existing(root)).free:
+        if archive.size > limits.free(root):
             raise ResourceError(f"{where}: unpacks to {archive.size / 2**20:.0f} MiB, more than is free on the disk.")
         made = not root.exists()
         root.mkdir(parents=True, exist_ok=True)
@@ -235,11 +235,6 @@ def _upgraded(upgrade: Callable[[Path], None], folder: Path, where: str) -> None
         upgrade(folder)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{where}: its results are not those of an older version ({type(error).__name__}).") from None
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    return folder if folder.exists() else _existing(folder.parent)
 
 
 def _list(archive: zips.Archive, path: Path) -> List:

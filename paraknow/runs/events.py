@@ -79,7 +79,7 @@ class EventsReader:
         """Readable events since the last call, oldest first."""
         result = []
         for line in self.lines.new():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict):
                     result.append(event)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
@@ -31,8 +31,9 @@ from paraknow import config as configs
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
 from paraknow.runs import artifacts, index
+from paraknow.runs.events import EventsReader
 
-STATES = ("queued", "running", "done", "failed", "cancelled", "lost")
+STATES: tuple[str, ...] = get_args(artifacts.State)
 IMPORTED = "imported.json"  # marks a run that came in a bundle
 RESERVE = 64 * 1024  # bytes kept aside so that "disk full" can still be written down
 OWN_PLACE = ("host", "pid", "born", "number", "priority", "device")  # of status.json: means nothing elsewhere
@@ -169,14 +170,7 @@ class Run:
 
     def events(self) -> list[dict[str, Any]]:
         """All readable events, oldest first; a torn last line is left out."""
-        result = []
-        with suppress(OSError), self.path("events.jsonl").open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                with suppress(ValueError, RecursionError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        result.append(event)
-        return result
+        return EventsReader(self.path("events.jsonl")).new()
 
     # -- locks and cancelling -------------------------------------------------------------------
 
