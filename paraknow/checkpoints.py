@@ -80,12 +80,20 @@ def is_remote(spec: str) -> bool:
     return folder is None or not folder.is_dir()
 
 
+def unreachable() -> tuple[type[Exception], ...]:
+    """The errors by which a hub says that it cannot be asked: its own, files', and its HTTP client's, which are no
+    OSErrors."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    client: Any = HfHubHTTPError.__bases__[0]  # the base of that client's errors, whichever client it is
+    return (HfHubHTTPError, client, LocalEntryNotFoundError, OSError)
+
+
 def _download(spec: str) -> Path:
     """Fetch a hub checkpoint's safetensors, tokenizer and config. Says the disk need before it starts."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    client: Any = HfHubHTTPError.__bases__[0]  # what all errors of the HTTP client that the hub's library uses are
     repository, _, revision = spec.partition("@")
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
     try:
@@ -108,7 +116,7 @@ def _download(spec: str) -> Path:
         raise InputError(
             f"model {spec!r}: no such folder here and no such repository on the hub (or HF_TOKEN is missing)."
         ) from None
-    except (client, LocalEntryNotFoundError, OSError) as error:
+    except unreachable() as error:
         raise InputError(
             f"model {spec!r}: no such folder here, and the hub cannot be reached ({type(error).__name__})."
         ) from None

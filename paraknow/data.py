@@ -279,11 +279,12 @@ def _check_size(repository: str, revision: str, name: str) -> None:
     if not limits.shared():
         return
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
+
+    from paraknow.checkpoints import unreachable
 
     try:
         info = HfApi().dataset_info(repository, revision=revision or None, files_metadata=True)
-    except (HfHubHTTPError, OSError):
+    except unreachable():
         return
     size = sum(file.size or 0 for file in info.siblings or [])
     limits.check_download(f"task {name!r}", size, Path(constants.HF_HUB_CACHE))
