@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, cross, shell, words
+from pages.parts import artifacts, cross, draw, shell, words
 from pages.parts import methods as about
 from paraknow.evaluate import items as stored
 from paraknow.figures import deltas, tables
@@ -42,7 +42,7 @@ def panels(part: pd.DataFrame, measure: deltas.Measure, key: str) -> None:
         title = tables.panel_title(suite, group)
         figure = deltas.panel(lines, measure, title, titles, span, kinds)
         with columns[number % 2]:
-            shell.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
+            draw.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
             if measure is deltas.DELTA:
                 in_words(lines)
             if lines[lines.model != "teacher"].accuracy.fillna(0).eq(0).all() and lines.loss.notna().any():
@@ -75,7 +75,7 @@ def reading(measure: deltas.Measure) -> None:
         "share": f"Of the knowledge, in bits, that {shell.escape(titles['teacher'])} has and {student} lacks: how "
         "much is now there. 0 is none, 1 all of it. Missing where the teacher's surplus may itself be 0.",
     }
-    shell.how_to_read(texts[measure.value])
+    draw.how_to_read(texts[measure.value])
 
 
 def never_shown() -> None:
@@ -94,7 +94,7 @@ def never_shown() -> None:
             for number, ((suite, group), lines) in enumerate(part.groupby(["suite", "group"], sort=False)):
                 title = tables.panel_title(suite, group) + (": share that arrived" if key == "share" else "")
                 figure = deltas.panel(lines, measure, title, titles, deltas.limits(part, measure), kinds)
-                shell.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))
+                draw.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))
                 if measure is deltas.DELTA:
                     in_words(lines)
             reading(measure)
@@ -109,7 +109,7 @@ def knowledge() -> None:
         return
     panels(part, deltas.BITS, "bits")
     reading(deltas.BITS)
-    shell.csv(part[["suite", "group", "model", "n", "bits", "bits_lo", "bits_hi"]], f"{run.id}-bits", "bits")
+    draw.csv(part[["suite", "group", "model", "n", "bits", "bits_lo", "bits_hi"]], f"{run.id}-bits", "bits")
 
 
 def numbers() -> None:
@@ -159,13 +159,13 @@ def numbers() -> None:
         placeholder=shell.MISSING,
         alt="All numbers of the run, one line per model, suite and group.",
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "lo and hi end 95 % intervals. A true difference smaller than “hidden below” stays hidden with so many items. "
         "p is McNemar's exact test against the student; Holm corrects it over all comparisons of the run. “claim” is "
         "true where the interval lies above 0 against the student and every control; – is not measured or does not "
         "apply."
     )
-    shell.csv(frame, f"{run.id}-deltas", "numbers")
+    draw.csv(frame, f"{run.id}-deltas", "numbers")
 
 
 def item_by_item() -> None:
@@ -217,7 +217,7 @@ def item_by_item() -> None:
     if found.empty:
         st.caption("No item is like that.")
         return
-    shell.csv(found, f"{run.id}-items", "items")
+    draw.csv(found, f"{run.id}-items", "items")
     pages = max(1, -(-len(found) // PER_PAGE))
     key = f"b.page.{model}.{reference}.{changes}.{suites}.{chosen}.{search}"
     page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key) if pages > 1 else 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from pages.parts import shell
+from pages.parts import draw, shell
 from paraknow import methods, resources
 from paraknow.figures import ladder, likeness
 from paraknow.runs import calibrate, store
@@ -114,12 +114,12 @@ def journey(rows: pd.DataFrame, pooled: pd.DataFrame) -> None:
         "Whole range", key="l.whole", help="Draw also what lies far below 0 at its true height."
     )
     figure = ladder.shares(rows, pooled, titles, whole, shown)
-    shell.plot(figure, "l.shares", ladder.describe(pooled[pooled.part.ne("method") | pooled.model.isin(shown)]))
+    draw.plot(figure, "l.shares", ladder.describe(pooled[pooled.part.ne("method") | pooled.model.isin(shown)]))
     rungs = ladder.ordered([str(r) for r in pooled.rung])
     guess = ladder.guessing(rows)
     guesses = ", ".join(f"{shell.escape(r)} {ladder.number(guess[r])}" for r in rungs if r in guess)
     arrows = "" if whole or not beyond.any().any() else " Arrows at the edge: far outside, with the number."
-    shell.how_to_read(
+    draw.how_to_read(
         "Of what the teacher knows of the facts nobody showed the student and the student does not: how much is there "
         "afterwards, in bits beyond guessing. 0: the student as it was; 1: all of it. A method (filled) has carried "
         "something only where its whole bar lies above 0 and above its own controls (muted, to its right). Below 0, "
@@ -128,7 +128,7 @@ def journey(rows: pd.DataFrame, pooled: pd.DataFrame) -> None:
         + (f" A student that only guesses would score: {guesses} (dashed)." if guesses else "")
     )
     st.caption("\n".join(f"- **{shell.escape(r)}**: {shell.escape(ladder.words(r))}" for r in rungs))
-    shell.csv(rows, "ladder-worlds", "ladder-rows", "One line per world (CSV)")
+    draw.csv(rows, "ladder-worlds", "ladder-rows", "One line per world (CSV)")
 
 
 def predictors(found: dict, rows: pd.DataFrame) -> None:
@@ -148,8 +148,8 @@ def predictors(found: dict, rows: pd.DataFrame) -> None:
         about = known.get((method, name), {})
         figure = likeness.predictor(rows, method, name, about.get("correlation"), int(about.get("n") or 0), span)
         with column:
-            shell.plot(figure, f"l.predictor.{name}", likeness.describe(rows, method, name, about.get("correlation")))
-    shell.how_to_read(
+            draw.plot(figure, f"l.predictor.{name}", likeness.describe(rows, method, name, about.get("correlation")))
+    draw.how_to_read(
         f"Each mark is one pair: how alike its two models are (across) and how much of the knowledge "
         f"{shell.escape(method)} carried (up). ρ is Spearman's rank correlation over pairs; it is missing (–) below "
         "four pairs or where a measure does not vary. Few pairs settle little, and the pairs of one kind lie together."
@@ -165,12 +165,12 @@ def dose(pooled: pd.DataFrame) -> None:
     alt = "; ".join(
         f"{r.series} on {r.rung}, {r.neurons} neurons: {ladder.number(r.share, r.lo, r.hi)}" for r in found.itertuples()
     )
-    shell.plot(likeness.dose(found), "l.dose", f"Share by neurons moved: {alt}.")
-    shell.how_to_read(
+    draw.plot(likeness.dose(found), "l.dose", f"Share by neurons moved: {alt}.")
+    draw.how_to_read(
         "Variants of a method that differ only in how many neurons of every layer they move (logarithmic). If what "
         "arrives rides on those neurons, a line rises with their number."
     )
-    shell.csv(found, "ladder-dose", "ladder-dose")
+    draw.csv(found, "ladder-dose", "ladder-dose")
 
 
 def numbers(pooled: pd.DataFrame) -> None:
@@ -203,11 +203,11 @@ def numbers(pooled: pd.DataFrame) -> None:
         placeholder=shell.MISSING,
         alt="All shares of the calibration, one line per pair and model.",
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "“known” shows what the student forgot: at 1.00 nothing. lo and hi end 95 % intervals: over worlds where there "
         "are several, else over items. – is missing or does not apply."
     )
-    shell.csv(shown, "ladder", "ladder-pooled")
+    draw.csv(shown, "ladder", "ladder-pooled")
 
 
 there = readable()

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell, words
+from pages.parts import artifacts, draw, shell, words
 from paraknow.figures import deltas, tables
 
 MAIN = ("shown", "never_shown")
@@ -50,14 +50,14 @@ def answer_so_far() -> None:
         title = tables.panel_title(suite, group)
         figure = deltas.panel(part, deltas.DELTA, title, titles, span, kinds)
         with column:
-            shell.plot(figure, f"overview-{suite}-{group}", deltas.describe(part, deltas.DELTA, title))
-    shell.how_to_read(
+            draw.plot(figure, f"overview-{suite}-{group}", deltas.describe(part, deltas.DELTA, title))
+    draw.how_to_read(
         f"Each mark is how much more often a model answers correctly than {shell.escape(titles['student'])}, the "
         "untouched student (dotted line), on the same items. The method (diamond) has gained something of its own "
         "only where its whole bar lies right of 0 and it also beats every control (open marks) item by item. The "
         "star is the teacher: all there is to gain."
     )
-    shell.csv(frame, f"{run.id}-deltas", "overview")
+    draw.csv(frame, f"{run.id}-deltas", "overview")
 
 
 answer_so_far()

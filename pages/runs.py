@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, bundles, shell
+from pages.parts import artifacts, bundles, draw, shell
 from paraknow import access, limits
 from paraknow import config as configs
 from paraknow.errors import ParaKnowError
@@ -63,7 +63,7 @@ def listing() -> None:
         shown, hide_index=True, column_order=order, column_config=times, placeholder=shell.MISSING, alt="All runs."
     )
     st.caption(f"{len(facts)} of {len(runs)} runs.")
-    shell.csv(facts, "runs", "runs", "List (CSV)")
+    draw.csv(facts, "runs", "runs", "List (CSV)")
 
 
 @st.dialog("Delete this run?")
@@ -202,7 +202,7 @@ def two() -> None:
         }
         st.caption("Accuracy and difference to the student, with its 95 % interval")
         st.dataframe(results, hide_index=True, column_config=numbers, placeholder=shell.MISSING)
-        shell.csv(results, f"{first.id}-against-{second.id}", "compare")
+        draw.csv(results, f"{first.id}-against-{second.id}", "compare")
     if found.rows:
         item_by_item(pd.DataFrame(found.rows), first, second)
 
@@ -217,12 +217,12 @@ def item_by_item(rows: pd.DataFrame, first: Run, second: Run) -> None:
     st.dataframe(
         shown, hide_index=True, column_order=[*order, "p_holm"], column_config=numbers, placeholder=shell.MISSING
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "Every row holds one model of both runs on the n items that both were asked: delta is how much more often the "
         "second run's is right, with its 95 % interval; p is corrected over all rows. The rows of the teacher and the "
         "student compare models that were not changed: what they differ by is the machines', not a method's."
     )
-    shell.csv(rows, f"{first.id}-against-{second.id}-items", "paired")
+    draw.csv(rows, f"{first.id}-against-{second.id}-items", "paired")
 
 
 listing()

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, seeds, shell
+from pages.parts import artifacts, draw, seeds, shell
 from paraknow.figures import heatmaps, layers
 
 SIDES = ("teacher", "student")
@@ -64,24 +64,25 @@ def layer_maps() -> None:
         top = own.loc[own[value].idxmax()]
         what = f"Heat map of {titles[model]}: {heatmaps.UNITS[value]} by layer and matrix"
         alt = f"{what}; largest in {top.module} of layer {top.layer}."
-        column.altair_chart(
+        draw.chart(
             chart,
-            key=f"s.map.{model}",
+            alt,
+            f"s.map.{model}",
+            column,
             on_select=lambda model=model: clicked(model),
             selection_mode=heatmaps.SELECTION,
-            alt=alt,
         )
     outside = whole[whole.module.isin(["embed", "lm_head"])].sort_values("model", ascending=False)
     extra = "; ".join(
         f"{shell.escape(titles[r.model])} {shell.escape(r.module)} {r[value]:.2g}" for _, r in outside.iterrows()
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "One cell is one matrix; brighter means the answer depends more on it. Both maps share one logarithmic "
         f"colour range, clipped at percentiles {heatmaps.CLIP[0]:.0f} and {heatmaps.CLIP[1]:.0f} of all cells. "
         f"Task {shell.escape(task)}, n = {count} seed examples from its training split. Not drawn: "
         f"{extra or 'nothing'}. **Click a cell** to open that matrix."
     )
-    shell.csv(whole.drop(columns="seed"), f"{run.id}-sensitivity", "sensitivity")
+    draw.csv(whole.drop(columns="seed"), f"{run.id}-sensitivity", "sensitivity")
 
 
 def layer_scores() -> None:
@@ -92,18 +93,18 @@ def layer_scores() -> None:
     own = scores[(scores.task == task) & (scores.model == "teacher")]
     spread = layers.seed_spread(table, "teacher", task)
     fed = "; ".join(f"{int(r.layer)} → {int(r.student_layer)}" for r in own[own.chosen].itertuples())
-    shell.plot(
+    draw.plot(
         layers.scores(own, spread, titles["teacher"], titles["student"]),
         "s.layers",
         f"Layer scores; teacher layers that feed student layers: {fed}.",
     )
     by = shell.escape(", ".join(own.by.unique()))
-    shell.how_to_read(
+    draw.how_to_read(
         f"A bar is a layer's summed sensitivity, norms and biases included. Filled layers were chosen (rule: {by}) "
         f"and feed the student's layer written beside them, in order ({fed}). Where several tasks are given, the "
         "choice is made on their sum."
     )
-    shell.csv(own, f"{run.id}-layers", "layers")
+    draw.csv(own, f"{run.id}-layers", "layers")
 
 
 def pickers() -> tuple[str, int, str]:
@@ -169,7 +170,7 @@ def matrix_view(model: str, layer: int, module: str) -> None:
     span = heatmaps.clip_range(values, (5.0, 99.9))
     title = f"{titles[model]}: |w · ∇| of {module} in layer {layer} ({shape[0]} × {shape[1]})"
     figure = heatmaps.matrix_map(values, shape, title, block, region, span)
-    event = shell.plot(
+    event = draw.plot(
         figure, f"s.matrix.{place}.{region}", f"{title}. {words}", on_select="rerun", selection_mode="box"
     )
     boxes = (event or {}).get("selection", {}).get("box") or []
@@ -185,11 +186,11 @@ def matrix_view(model: str, layer: int, module: str) -> None:
         if list(values.shape) != list(shape)
         else "Each pixel is one weight."
     )
-    shell.how_to_read(
+    draw.how_to_read(
         f"{pooled} Logarithmic colours, clipped at percentiles 5 and 99.9 of this matrix; values are summed over "
         f"all tasks and their {count} seed examples, in nats. {words} **Draw a box** on the map to look closer."
     )
-    shell.csv(pd.DataFrame(values), f"{run.id}-{model}-{layer}-{module}", "matrix", "Pooled matrix (CSV)")
+    draw.csv(pd.DataFrame(values), f"{run.id}-{model}-{layer}-{module}", "matrix", "Pooled matrix (CSV)")
 
 
 st.subheader("Layer by matrix")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell
+from pages.parts import artifacts, draw, shell
 from paraknow.figures import similarity, weights
 from paraknow.runs.store import Run
 
@@ -62,7 +62,7 @@ def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         alt = f"{title} of {titles['teacher']} (rows) and {titles['student']} (columns) by layer; mean "
         alt += f"{number(values[value].mean())}. {more}"
         options = {"on_select": clicked, "selection_mode": similarity.SELECTION} if first else {}
-        column.altair_chart(chart, key=f"c.map.{value}" if first else None, alt=alt, **options)
+        draw.chart(chart, alt, f"c.map.{value}" if first else None, column, **options)
     lacking = int(own.cka.isna().sum())
     undefined = (
         f" **{lacking} cells are missing**: a layer's outputs are constant there, so CKA is undefined."
@@ -70,21 +70,21 @@ def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         else ""
     )
     rings = " Rings: the layer pairing found by stitching." if pairs else ""
-    shell.how_to_read(
+    draw.how_to_read(
         "A cell says how alike the outputs of two layers are on the same tokens: 1 is the same up to rotation and "
         f"scale, 0 unrelated. The first two maps share one colour range. Task {shell.escape(task)}, "
         f"n = {int(own.n.max())} tokens of {int(own.examples.max())} examples; held against: {WORDS[held]}."
         f"{rings}{undefined} **Click a cell** of the first map to open it."
     )
-    shell.csv(table, f"{run.id}-cka", "cka")
+    draw.csv(table, f"{run.id}-cka", "cka")
     detail(own, chosen, titles, module)
     of_task = table[table.task == task]
-    shell.plot(
+    draw.plot(
         similarity.modules(of_task, titles, pairs),
         "c.modules",
         "Mean CKA by module: " + "; ".join(f"{m} {v:.2f}" for m, v in of_task.groupby("module").cka.mean().items()),
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "Where a filled mark lies near the open ones, the likeness comes from position or architecture, not from what "
         "was learned. `attention` is o's output and `ffn` is down's in these families. For comparison, the Neural "
         "Incompatibility paper reports for Llama-2 7B and 13B chat (mean ± sd over layer pairs): up 0.69 ± 0.16, down "
@@ -126,7 +126,7 @@ def detail(own: pd.DataFrame, chosen: tuple[int, int], titles: Titles, module: s
     facts = f"CKA {number(row.cka)}{interval}; permuted {number(row['null'])}; positions kept "
     facts += f"{number(row.null_position)}; untrained {number(row.untrained)}"
     with right:
-        shell.plot(similarity.one_pair(row, titles, module), "c.pair", f"{facts}.")
+        draw.plot(similarity.one_pair(row, titles, module), "c.pair", f"{facts}.")
     left.markdown(f"**{facts}.**")
 
 
@@ -136,20 +136,20 @@ def streams(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     left, right = st.columns([2, 3])
     chart = similarity.pair_map(table, "r2", titles, "R² of the ridge map", (0.0, 1.0), False, pairs, None, False)
     mean = number(table.r2.mean())
-    left.altair_chart(chart, alt=f"R² of maps from the teacher's to the student's layers; mean {mean}.")
+    draw.chart(chart, f"R² of maps from the teacher's to the student's layers; mean {mean}.", place=left)
     with right:
         if pairs:
             figure = similarity.stitched_pairs(table, titles)
-            shell.plot(figure, "c.stitch", f"R² of the paired layers; mean {number(table[table.paired].r2.mean())}.")
+            draw.plot(figure, "c.stitch", f"R² of the paired layers; mean {number(table[table.paired].r2.mean())}.")
         else:
             st.info("No pairing: some layer's R² is missing, or the teacher has fewer layers.")
-    shell.how_to_read(
+    draw.how_to_read(
         "A linear map is fitted from the teacher's residual stream to the student's and tried on the tokens of other "
         f"examples (n = {int(table.n.max())}). Rings: the best one-to-one pairing that keeps the layers' order. A high "
         "R² says that the two spaces are alike. **It does not say that knowledge crosses**: in trials R² was high "
         "where nothing arrived."
     )
-    shell.csv(table, f"{run.id}-stitching", "stitching")
+    draw.csv(table, f"{run.id}-stitching", "stitching")
 
 
 def geometry(run: Run, table: pd.DataFrame, titles: Titles) -> None:
@@ -161,7 +161,7 @@ def geometry(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         return
     means = table.groupby("source")[quantity].mean()
     alt = f"{known[quantity]}; means: " + "; ".join(f"{k} {number(v)}" for k, v in means.items())
-    shell.plot(weights.geometry(table, quantity, titles), "c.geometry", alt)
+    draw.plot(weights.geometry(table, quantity, titles), "c.geometry", alt)
     told = {
         "cos": "Random directions lie within about ± 2/√(nm) of 0. A block at 0 has nothing to do with the matrix it "
         "is added to.",
@@ -176,8 +176,8 @@ def geometry(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         "the line it disturbs them more than a random change of the same size would. "
         f"n = {int(table.n.max())} tokens.",
     }[quantity]
-    shell.how_to_read(f"BA is the moved part at the method's rank, W the student's matrix. {told}")
-    shell.csv(table, f"{run.id}-weights", "weights")
+    draw.how_to_read(f"BA is the moved part at the method's rank, W the student's matrix. {told}")
+    draw.csv(table, f"{run.id}-weights", "weights")
 
 
 def spectra(run: Run, table: pd.DataFrame, titles: Titles) -> None:
@@ -186,24 +186,24 @@ def spectra(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     known = [m for m in weights.MODULES if m in set(table.module)]
     with left:
         module = st.selectbox("Matrix", known, key="c.spectrum", persist_state="session")
-        shell.plot(weights.spectra(table, module, titles), "c.spectra", f"Singular values of {module} in both models.")
+        draw.plot(weights.spectra(table, module, titles), "c.spectra", f"Singular values of {module} in both models.")
     ranks = table.groupby(["module", "model"]).effective_rank.mean().unstack("model").reindex(known)
     ranks = ranks.rename_axis("effective rank").round(1)
     right.dataframe(ranks, placeholder=shell.MISSING)
-    shell.how_to_read(
+    draw.how_to_read(
         "Lines: median over layers; bands: from the least to the largest layer. A steep curve is a matrix that a low "
         "rank can carry. Effective rank (the exponential of the spectrum's entropy; mean over layers) counts the "
         "directions in use."
     )
-    shell.csv(table, f"{run.id}-spectra", "spectra")
+    draw.csv(table, f"{run.id}-spectra", "spectra")
 
 
 def tasks(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     """Whether two tasks find the same layers alike."""
     shown = table.rename(columns={"rank_correlation": "rank correlation", "n": "layer pairs"}).round(2)
     st.dataframe(shown, hide_index=True, placeholder=shell.MISSING)
-    shell.how_to_read(
+    draw.how_to_read(
         "Spearman's correlation of two tasks' CKA over all layer pairs: near 1, the two models are alike in the same "
         "layers whatever they are asked."
     )
-    shell.csv(table, f"{run.id}-cka-tasks", "cka-tasks")
+    draw.csv(table, f"{run.id}-cka-tasks", "cka-tasks")

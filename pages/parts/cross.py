@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.parts import shell
+from pages.parts import draw, shell
 from paraknow.figures import cross
 from paraknow.runs import cross as runs
 from paraknow.runs import store
@@ -63,15 +63,15 @@ def section() -> None:
         "Difference to", list(cross.HELD), key="x.held", format_func=cross.HELD.get, persist_state="session"
     )
     table = cross.cells(found, scope, held)
-    shell.plot(cross.matrix(table, found["tasks"], found["title"], scope, held), "x.matrix", cross.describe(table))
+    draw.plot(cross.matrix(table, found["tasks"], found["title"], scope, held), "x.matrix", cross.describe(table))
     student = " The last row is noise of the same size: nothing was located." if held == cross.STUDENT else ""
-    shell.how_to_read(
+    draw.how_to_read(
         "A row says whose examples chose the layers and blocks in the teacher, a column which task was tuned and "
         "measured on. If it matters where knowledge lies, a column's framed cell (located on the task itself) stands "
         f"out from the cells above and below it.{student} Numbers: change in accuracy on the same items with a paired "
         "95 % interval, orange above 0, blue below; grey cells are missing. With many cells some lie above 0 by chance."
     )
-    shell.csv(table, f"cross-{scope}-{held}", "cross")
+    draw.csv(table, f"cross-{scope}-{held}", "cross")
     if command := found.get("command"):
         st.code(str(command), language="bash", wrap_lines=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell
+from pages.parts import artifacts, draw, shell
 from paraknow import access
 from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
@@ -92,18 +92,18 @@ def loss_chart(run: Run, active: bool) -> None:
     kinds = {x: "control" if "+" in x else "baseline" for x in labels} | {labels[0]: "examined"}
     figure = losses.curves(table, kinds, titles)
     last = table.groupby("label", sort=False).loss.last()
-    shell.plot(
+    draw.plot(
         figure,
         "t.loss",
         "Fine-tuning loss; last values: " + "; ".join(f"{titles[k]} {v:.2f}" for k, v in last.items()) + " nats.",
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval); every "
         "model sees the same batches in the same order. A lower curve says the training set was fitted better, "
         "not that knowledge was transferred."
     )
     if not active:  # a file made anew every second would be kept by the server every second
-        shell.csv(table, f"{run.id}-losses", "losses")
+        draw.csv(table, f"{run.id}-losses", "losses")
 
 
 def log_end(run: Run) -> None:

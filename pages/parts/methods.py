@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell
+from pages.parts import artifacts, draw, shell
 from paraknow import access, checkpoints, checks, methods, passes
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError
@@ -101,12 +101,12 @@ def expander(refused: dict[str, str] | None) -> None:
     with st.expander("All methods"):
         shown = table(refused)
         st.dataframe(shown, hide_index=True, placeholder=shell.MISSING, alt="All methods of the catalogue.")
-        shell.how_to_read(
+        draw.how_to_read(
             "Paradigm: pre-align translates knowledge before it is put in, post-align afterwards, language-based goes "
             "through text or outputs. “this pair” says whether a method can work on the chosen models with its default "
             "settings, as far as their headers tell."
         )
-        shell.csv(shown, "methods", "methods")
+        draw.csv(shown, "methods", "methods")
 
 
 def tuned(config: RunConfig) -> int:
@@ -183,13 +183,13 @@ def budgets(run: Run, titles: dict[str, str]) -> None:
         placeholder=shell.MISSING,
         alt="What every model was given, one line per model.",
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "Counted while the models were made, means over seeds: examples whose answers were learned from, optimiser "
         "steps, parameters trained and added, and floating-point operations of both models (locating included for "
         "methods that work from it). ▲ marks more than 5 % above the examined method, so a lead over it may have "
         "been bought."
     )
-    shell.csv(found.assign(more=[", ".join(m) for m in found.more]), f"{run.id}-budgets", "budgets")
+    draw.csv(found.assign(more=[", ".join(m) for m in found.more]), f"{run.id}-budgets", "budgets")
 
 
 def by_model(found: pd.DataFrame) -> pd.DataFrame:
@@ -233,13 +233,13 @@ def own_rows(run: Run) -> None:
         if set(rows.columns) >= steps.COLUMNS:
             chosen = rows[rows.chosen.eq(True)]
             said = "; ".join(f"seed {r.seed}: step {r.step}" for r in chosen.itertuples()) or "none"
-            shell.plot(steps.scores(rows, titles[model]), "t.kept.steps", f"Scores by step; chosen: {said}.")
-            shell.how_to_read(
+            draw.plot(steps.scores(rows, titles[model]), "t.kept.steps", f"Scores by step; chosen: {said}.")
+            draw.how_to_read(
                 "After every step the change is scored on examples held aside (cross-entropy per answer token), and "
                 "the best trained step (ring) is kept. Step 0 is the student before training, for comparison. A gap is "
                 "a score that was not finite."
             )
         order = ["seed", *(c for c in rows.columns if c != "seed")]
         st.dataframe(rows, hide_index=True, column_order=order, placeholder=shell.MISSING, alt="Rows that it kept.")
-        shell.how_to_read("One line per step, layer or matrix, as the method wrote it while it made its start.")
-        shell.csv(rows, f"{run.id}-{model}-rows", "kept")
+        draw.how_to_read("One line per step, layer or matrix, as the method wrote it while it made its start.")
+        draw.csv(rows, f"{run.id}-{model}-rows", "kept")

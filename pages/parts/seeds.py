@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, shell
+from pages.parts import artifacts, draw, shell
 from paraknow.figures import neurons
 from paraknow.figures.theme import short
 from paraknow.runs.store import Run
@@ -46,7 +46,7 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
         n = int(halves.n.max())
         note = f"{short(titles['teacher'], 22)}; halves of n = {n} seeds; a mark per layer, in order"
         _both(halves, "Would the other half choose the same?", note, titles, "s.halves")
-        shell.how_to_read(
+        draw.how_to_read(
             "The seeds are halved, and each half chooses for itself. **A block at the line of chance was placed by the "
             "draw of the seeds, not by the task.** Layer scores: mean correlation between random halves, with the "
             "range over 200 of them."
@@ -63,17 +63,17 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
         one, other = pairs[["task", "other"]].drop_duplicates().iloc[place]
         own = pairs[(pairs.task == one) & (pairs.other == other)]
         _both(own, f"Do {one} and {other} choose the same?", "one mark per layer, in order", titles, "s.tasks.chart")
-        shell.how_to_read(
+        draw.how_to_read(
             "The same comparison between two tasks: near 1, one place serves both; at chance, each its own."
         )
-    shell.csv(table, f"{run.id}-agreement", "agreement")
+    draw.csv(table, f"{run.id}-agreement", "agreement")
 
 
 def _both(table: pd.DataFrame, title: str, note: str, titles: dict[str, str], key: str) -> None:
     if table.what.isin(["block", "map"]).any():
         means = table.groupby("what").value.mean()
         alt = f"{title} " + "; ".join(f"{WHAT.get(k, k)} {v:.2f}" for k, v in means.items())
-        shell.plot(neurons.overlaps(table, title, note), key, alt)
+        draw.plot(neurons.overlaps(table, title, note), key, alt)
     shown = summary(table).assign(model=lambda t: t.model.map(titles))
     two = st.column_config.NumberColumn(format="%.2f")
     formats = {name: two for name in ("value", "from", "to", "by chance")}
@@ -95,19 +95,19 @@ def scores(run: Run, task: str, titles: dict[str, str]) -> None:
         own = table[(table.model == model) & (table.task == task)]
         best = own[own.seed == -1].sort_values("score").iloc[-1]
         with column:
-            shell.plot(
+            draw.plot(
                 neurons.sublayers(own, titles[model]),
                 f"s.sublayers.{model}",
                 f"Gain in log p by layer of {titles[model]}; largest: {best.kind} of layer {best.layer}, "
                 f"{best.score:.3g} nats.",
             )
-    shell.how_to_read(
+    draw.how_to_read(
         "At the last position before the answer's last word: how much attention and FFN of each layer add to the "
         f"word's log-probability, read through the output head.{_first_order(run, task, titles)} The dashes are the "
         "sums over single neurons; where they are far from the bar, neurons share the effect or work against each "
         "other."
     )
-    shell.csv(table, f"{run.id}-attribution", "attribution")
+    draw.csv(table, f"{run.id}-attribution", "attribution")
     promoted(run, task, titles)
 
 
@@ -156,10 +156,10 @@ def promoted(run: Run, task: str, titles: dict[str, str]) -> None:
         placeholder=shell.MISSING,
         column_config={"score (nats)": st.column_config.NumberColumn(format="%.3g")},
     )
-    shell.how_to_read(
+    draw.how_to_read(
         "The neurons that add most to the answers' last words, summed over the seeds, and the tokens whose logits they "
         "raise most at their mean activation (logit lens of the value vector; ␣ is a space)."
     )
-    shell.csv(
+    draw.csv(
         table.assign(tokens=table.tokens.map(list), logits=table.logits.map(list)), f"{run.id}-promoted", "promoted"
     )

@@ -1,4 +1,4 @@
-"""The frame around every page: which run is looked at, headings, captions, charts with their data."""
+"""The frame around every page: which run is looked at, headings, captions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 import time
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from pages.parts.artifacts import NotThere
@@ -28,11 +27,6 @@ ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><g fill="none" stroke="#1F6FB2" stroke-width="2.5">'
     '<path d="M8 20V5M3.5 9.5 8 5l4.5 4.5"/><path d="M16 4v15M11.5 14.5 16 19l4.5-4.5"/></g></svg>'
 )
-PLOTLY = {
-    "displaylogo": False,
-    "toImageButtonOptions": {"format": "svg"},
-    "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"],
-}
 
 
 # What Streamlit replaces in finished text, backslashes or not: addresses become links, shortcodes icons, -- a dash.
@@ -200,7 +194,7 @@ def link(page: str, label: str, run: Run | None, icon: str | None = None) -> Non
     st.page_link(f"pages/{page}.py", label=label, icon=icon, query_params={"run": run.id} if run else None)
 
 
-# -- reading and drawing ----------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------
 
 
 def read(reader: Any, *arguments: Any) -> Any:
@@ -210,28 +204,3 @@ def read(reader: Any, *arguments: Any) -> Any:
     except NotThere as reason:
         st.info(sentence(reason), icon=":material/info:")
         return None
-
-
-def how_to_read(text: str) -> None:
-    """The line under every figure."""
-    st.caption(f"**How to read this.** {text}")
-
-
-def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> None:
-    """A download of the numbers behind a figure."""
-    data = frame.to_csv(index=False).encode()
-    st.download_button(
-        label,
-        data,
-        f"{name}.csv",
-        "text/csv",
-        key=f"csv-{key}",
-        type="tertiary",
-        icon=":material/download:",
-        on_click="ignore",
-    )
-
-
-def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
-    """A Plotly figure with its text for screen readers."""
-    return st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)

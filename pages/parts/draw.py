@@ -1,0 +1,44 @@
+"""Charts on pages: with their text for screen readers, the line under them, and their data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+PLOTLY = {
+    "displaylogo": False,
+    "toImageButtonOptions": {"format": "svg"},
+    "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"],
+}
+
+
+def how_to_read(text: str) -> None:
+    """The line under every figure."""
+    st.caption(f"**How to read this.** {text}")
+
+
+def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> None:
+    """A download of the numbers behind a figure."""
+    data = frame.to_csv(index=False).encode()
+    st.download_button(
+        label,
+        data,
+        f"{name}.csv",
+        "text/csv",
+        key=f"csv-{key}",
+        type="tertiary",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+
+
+def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
+    """A Plotly figure with its text for screen readers."""
+    return st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)
+
+
+def chart(figure: Any, alt: str, key: str | None = None, place: Any = st, **options: Any) -> Any:
+    """An Altair chart with its text for screen readers, in a column or where the page stands."""
+    return place.altair_chart(figure, key=key, alt=alt, **options)
