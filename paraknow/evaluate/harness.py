@@ -138,19 +138,39 @@ def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, pro
     import torch
     from lm_eval.models.huggingface import HFLM
 
+    from paraknow.evaluate import shared_prompts
+
+    scored = model if model is not None else loaded.model
+    window = getattr(loaded.model.config, "sliding_window", None)  # beyond it, places in a padded cache would count
+    shortest = min(loaded.architecture.context, window or loaded.architecture.context)
+
     class Reporting(HFLM):
         done = 0
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            groups: list[list[int]] = []
+            if isinstance(self.batch_size, int) and shared_prompts.can_share(scored):
+                groups = shared_prompts.shared(requests, shortest)
+            found = shared_prompts.score(scored, requests, groups, int(self.batch_size), self._scored) if groups else {}
+            rest = [k for k in range(len(requests)) if k not in found]
+            if rest:
+                answers = super()._loglikelihood_tokens([requests[k] for k in rest], *args, **kwargs)
+                found.update(zip(rest, answers, strict=True))
+            return [found[k] for k in range(len(requests))]
+
+        def _scored(self, count: int) -> None:
+            self.done = min(total, self.done + count)
+            progress(self.done, total)
+
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().generate_until(requests, disable_tqdm=True)
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             logits = super()._model_call(inps, *args, **kwargs)
-            self.done = min(total, self.done + len(inps))
-            progress(self.done, total)
+            self._scored(len(inps))
             return logits
 
         def _model_generate(self, context: Any, max_length: int, stop: Any, **kwargs: Any) -> Any:
@@ -164,12 +184,11 @@ def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, pro
                 return scores
 
             made = super()._model_generate(context, max_length, stop, logits_processor=[each], **kwargs)
-            self.done = min(total, self.done + rows)
-            progress(self.done, total)
+            self._scored(rows)
             return made
 
     return Reporting(
-        pretrained=model if model is not None else loaded.model,
+        pretrained=scored,
         tokenizer=loaded.tokenizer,
         batch_size=CPU_BATCH if batch_size == "auto" and loaded.device.type == "cpu" else batch_size,
         softmax_dtype="float32",  # half types give candidates ties that they do not have

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paraknow import models
+from paraknow.evaluate import shared_prompts
+
+TOKENS = st.lists(st.integers(2, 500), min_size=1, max_size=9)
+ASKED = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=2, max_size=7)), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral", "gemma"])
+def model(request, checkpoint):
+    return models.load(str(checkpoint(request.param)), device="cpu").model
+
+
+def literal(model, prompt: list[int], cont: list[int]) -> tuple[float, bool]:
+    """One request by itself, the whole sequence in one pass."""
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([prompt + cont])).logits[0].double().log_softmax(-1)
+    rows = logs[len(prompt) - 1 : -1]
+    return float(rows.gather(1, torch.tensor(cont)[:, None]).sum()), rows.argmax(-1).tolist() == cont
+
+
+@settings(max_examples=8, deadline=None)
+@given(asked=ASKED, size=st.integers(1, 12))
+def test_every_score_is_the_one_of_its_whole_sequence(model, asked, size):
+    requests = [(None, prompt, cont) for prompt, conts in asked for cont in conts]
+    groups = shared_prompts.shared(requests, 256)
+    told: list[int] = []
+    found = shared_prompts.score(model, requests, groups, size, told.append)
+    assert sorted(found) == sorted(k for group in groups for k in group) and sum(told) == len(found)
+    for place, (value, greedy) in found.items():
+        expected, exact = literal(model, *requests[place][1:])
+        assert value == pytest.approx(expected, abs=1e-3, rel=1e-4) and greedy == exact
+
+
+def test_the_greedy_continuation_is_known(checkpoint):
+    model = models.load(str(checkpoint("llama")), device="cpu").model
+    made = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    best = made[0, 3:].tolist()
+    requests = [(None, [5, 6, 7], best), (None, [5, 6, 7], [*best[:-1], (best[-1] + 1) % 500])]
+    found = shared_prompts.score(model, requests, shared_prompts.shared(requests, 256), 8, lambda _: None)
+    assert found[0][1] and not found[1][1]
+
+
+def test_what_is_left_to_lm_eval():
+    one, two = (None, [1, 2], [3]), (None, [1, 2], [4])
+    assert shared_prompts.shared([one, two], 100) == []  # one token each: read once already
+    long = (None, [1, 2], [4, 5])
+    assert shared_prompts.shared([one, long], 100) == [[0, 1]]
+    assert shared_prompts.shared([one, long], 2) == []  # would be cut
+    assert shared_prompts.shared([long, (None, [1], [4, 5])], 100) == []  # nothing to share
+    assert not shared_prompts.can_share(object())
+
+
+@given(counts=st.lists(st.integers(2, 30), min_size=1, max_size=9), size=st.integers(1, 40))
+def test_batches_hold_every_request_once_and_keep_to_their_size(counts, size):
+    requests = [(None, [g] * (len(counts) - g), [1] * (2 + g % 3)) for g, n in enumerate(counts) for _ in range(n)]
+    groups = shared_prompts.shared(requests, 100)
+    seen = []
+    for batch in shared_prompts.batches(requests, groups, size):
+        tokens = sum(len(requests[g[0]][1]) + sum(len(requests[k][2]) for k in g) for g in batch)
+        longest = max(len(requests[k][1]) + len(requests[k][2]) for g in batch for k in g)
+        assert tokens <= size * longest or len(batch) == len(batch[0]) == 1
+        seen += [k for g in batch for k in g]
+    assert seen == [k for group in groups for k in group]
