@@ -46,22 +46,20 @@ def shared(requests: Sequence[Request], longest: int) -> list[list[int]]:
     return [places for _, places in sorted(kept, key=lambda pair: -pair[0])]
 
 
-def batches(requests: Sequence[Request], groups: Sequence[Sequence[int]], size: int) -> Iterator[list[list[int]]]:
-    """Groups in batches that hold no more tokens than `size` whole sequences of the batch's greatest length; a group
-    that is larger is cut in pieces."""
+def batches(groups: Sequence[Sequence[int]], size: int) -> Iterator[list[list[int]]]:
+    """Groups in batches of at most `size` continuations; a larger group is cut in pieces.
+
+    Every continuation has keys and values of its whole prompt: no more of them are held at once than where `size`
+    whole sequences are read.
+    """
     batch: list[list[int]] = []
-    tokens = longest = 0
     for group in groups:
-        prompt, most = len(requests[group[0]][1]), max(len(requests[k][2]) for k in group)
-        piece = max(1, (size * (prompt + most) - prompt) // most)
-        for start in range(0, len(group), piece):
-            part = list(group[start : start + piece])
-            cost, longest = prompt + len(part) * most, max(longest, prompt + most)
-            if batch and tokens + cost > size * longest:
+        for start in range(0, len(group), size):
+            piece = list(group[start : start + size])
+            if batch and sum(map(len, batch)) + len(piece) > size:
                 yield batch
-                batch, tokens, longest = [], 0, prompt + most
-            batch.append(part)
-            tokens += cost
+                batch = []
+            batch.append(piece)
     if batch:
         yield batch
 
@@ -72,11 +70,10 @@ def score(
 ) -> dict[int, Score]:
     """Every request of `groups` by its place: log-probability of its continuation after its prompt.
 
-    `size`: a batch holds no more tokens than so many whole sequences. `done` is told how many were
-    scored, batch by batch.
+    `size`: continuations a batch. `done` is told how many were scored, batch by batch.
     """
     found: dict[int, Score] = {}
-    for batch in batches(requests, groups, size):
+    for batch in batches(groups, size):
         prompts = [requests[group[0]][1] for group in batch]
         conts = [requests[k][2] for group in batch for k in group]
         owner = torch.tensor([p for p, group in enumerate(batch) for _ in group], device=model.device)

@@ -12,7 +12,7 @@ TOKENS = st.lists(st.integers(2, 500), min_size=1, max_size=9)
 ASKED = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=2, max_size=7)), min_size=1, max_size=5)
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral", "gemma"])
+@pytest.fixture(scope="module", params=["llama", "gemma"])
 def model(request, checkpoint):
     return models.load(str(checkpoint(request.param)), device="cpu").model
 
@@ -59,12 +59,8 @@ def test_what_is_left_to_lm_eval():
 
 @given(counts=st.lists(st.integers(2, 30), min_size=1, max_size=9), size=st.integers(1, 40))
 def test_batches_hold_every_request_once_and_keep_to_their_size(counts, size):
-    requests = [(None, [g] * (len(counts) - g), [1] * (2 + g % 3)) for g, n in enumerate(counts) for _ in range(n)]
-    groups = shared_prompts.shared(requests, 100)
-    seen = []
-    for batch in shared_prompts.batches(requests, groups, size):
-        tokens = sum(len(requests[g[0]][1]) + sum(len(requests[k][2]) for k in g) for g in batch)
-        longest = max(len(requests[k][1]) + len(requests[k][2]) for g in batch for k in g)
-        assert tokens <= size * longest or len(batch) == len(batch[0]) == 1
-        seen += [k for g in batch for k in g]
-    assert seen == [k for group in groups for k in group]
+    ends = [sum(counts[: k + 1]) for k in range(len(counts))]
+    groups = [list(range(end - n, end)) for end, n in zip(ends, counts, strict=True)]
+    made = list(shared_prompts.batches(groups, size))
+    assert all(sum(map(len, batch)) <= size for batch in made)
+    assert [k for batch in made for group in batch for k in group] == list(range(ends[-1]))
