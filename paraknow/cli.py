@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_runs, cli_sweep
+from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_models, cli_runs, cli_sweep
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
@@ -29,6 +29,7 @@ app.command("audit")(cli_audit.audit)
 app.command("cross")(cli_cross.cross)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.command("benchmarks")(cli_benchmarks.benchmarks)
+app.command("models")(cli_models.models)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 
@@ -277,35 +278,6 @@ def methods(as_json: Json = False) -> None:
         emit({"methods": rows})
     else:
         table([{**r, "needs": "; ".join(r["needs"])} for r in rows], "Methods")
-
-
-@app.command()
-def models(
-    spec: Annotated[list[str] | None, typer.Argument(help="Models to look at.")] = None, as_json: Json = False
-) -> None:
-    """Facts about models, read from their headers: the demo models by default."""
-    from paraknow import checkpoints, resources
-
-    rows = []
-    for name in spec or [f"demo:{n}" for n in resources.DEMO_MODELS]:
-        c = checkpoints.find(name)
-        a = c.architecture
-        rows.append(
-            {
-                "model": name,
-                "family": a.family.name,
-                "parameters": c.parameters,
-                "layers": a.layers,
-                "hidden": a.hidden,
-                "ffn": a.ffn,
-                "heads": a.heads,
-                "kv_heads": a.kv_heads,
-                "vocabulary": a.vocabulary,
-                "tied": a.tied,
-                "context": a.context,
-            }
-        )
-    emit({"models": rows}) if as_json else table(rows, "Models")
 
 
 @app.command()

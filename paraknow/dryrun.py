@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import access, checkpoints, checks, data, methods, passes, recipes, resources
+from paraknow import checkpoints, checks, data, described, methods, passes, recipes
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
@@ -102,7 +102,7 @@ def on_meta(text: str) -> tuple[dict[str, tuple[int, ...]], int]:
 
 def _describe(found: DryRun, name: str, spec: str, scratch: Path) -> Checkpoint:
     """A model as far as its config.json tells, its shapes checked; one row of `models`."""
-    values, folder, source = _config_of(spec, scratch)
+    values, folder, source = described.config_of(spec, scratch)
     a = from_config(values, f"model {spec!r}")
     kept = {k: v for k, v in values.items() if k not in ("architectures", "transformers_version", "auto_map")}
     try:
@@ -121,49 +121,6 @@ def _describe(found: DryRun, name: str, spec: str, scratch: Path) -> Checkpoint:
     about = {"model": name, "spec": spec, "from": source, "family": a.family.name, "parameters": parameters}
     found.models.append(about | {size: getattr(a, size) for size in sizes})
     return Checkpoint(spec, folder, a, parameters, max(math.prod(shape) for shape in shapes.values()))
-
-
-def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
-    """(values of config.json, a folder to read about the tokenizer, where it is from).
-
-    For a model that is not here, the folder holds what the table says, for methods' own checks, and only a mark of
-    whose tokenizer it has, which is what checks of the vocabulary compare.
-    """
-    if spec.startswith("demo:"):
-        folder = resources.demo_model(spec.removeprefix("demo:"))
-    elif checkpoints.is_remote(spec):
-        folder = _cached(spec) or scratch
-    else:
-        folder = access.place(spec, "models", f"model {spec!r}")
-    if (folder / "config.json").is_file():
-        try:
-            return json.loads((folder / "config.json").read_text(encoding="utf-8")), folder, "config.json"
-        except (OSError, ValueError) as error:
-            raise InputError(f"model {spec!r}: config.json cannot be read ({error}).") from None
-    known = recipes.model_configs().get(spec.partition("@")[0])
-    if known is None:
-        raise InputError(
-            f"model {spec!r}: no config.json on this machine, and the shipped table does not have it (a dry run "
-            f"downloads nothing); it has {', '.join(recipes.model_configs())}."
-        )
-    scratch.mkdir()
-    mark = {"model": {"vocab": {known["tokenizer"]: 0}}}
-    (scratch / "tokenizer.json").write_text(json.dumps(mark), encoding="utf-8")
-    (scratch / "config.json").write_text(json.dumps(known["config"]), encoding="utf-8")
-    return dict(known["config"]), scratch, "models.json"
-
-
-def _cached(spec: str) -> Path | None:
-    """The folder of a hub model whose config.json was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    repository, _, revision = spec.partition("@")
-    try:
-        file = try_to_load_from_cache(repository, "config.json", revision=revision or None)
-    except HFValidationError:
-        return None
-    return Path(file).parent if isinstance(file, str) else None
 
 
 def _check_shapes(spec: str, a: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> None:
