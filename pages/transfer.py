@@ -249,6 +249,8 @@ if made := st.session_state.pop("t.submitted", None):
     st.toast(f"Queued: {shell.escape(made)}. It is shown at the top of this page.", icon=":material/schedule:")
 if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the Runs page
     refill(asked)
+for name, value in (st.session_state.pop("t.chosen", None) or {}).items():  # "Use this pair" on the Models page
+    st.session_state[f"t.{name}"] = value
 st.subheader("Settings")
 presets()
 values = form()

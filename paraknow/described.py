@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from paraknow import access, checkpoints, recipes, resources
+from paraknow import access, checkpoints, limits, recipes, resources
 from paraknow.errors import InputError
 
 TABLE = "models.json"  # the shipped table's name, where sizes come from it
@@ -82,4 +82,5 @@ def fetch(spec: str) -> Path:
                 f"model {spec!r}: config and tokenizer have {size / 2**20:.0f} MiB; at most {LARGEST // 2**20} are "
                 "fetched to look at a model."
             )
+        limits.check_download(f"model {spec!r}", size, Path.cwd())
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=SMALL))

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from paraknow.figures.theme import NEUTRAL, STUDENT, TEACHER, frame, plain, short
+from paraknow.figures.theme import STUDENT, TEACHER, frame, plain, short
 
 FADED = {TEACHER: "rgba(201,111,0,0.16)", STUDENT: "rgba(47,127,193,0.42)"}
 LAYERS_DRAWN = 160  # lines between layers; beyond that they would be one grey area
@@ -59,7 +58,7 @@ def towers(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> go.Figure:
     tall = max(teacher["layers"], student["layers"])
     figure.update_yaxes(title="layers", range=[0, tall * 1.25], showgrid=False, zeroline=False)
     figure.update_xaxes(
-        title="width in units: inner band = hidden size, dotted = FFN size",
+        title="width: inner band hidden size, dotted FFN size",
         showticklabels=False,
         showgrid=False,
         zeroline=False,
@@ -70,45 +69,42 @@ def towers(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> go.Figure:
 
 
 def matrices(blocks: Sequence[Mapping[str, Any]], teacher: str, student: str) -> go.Figure:
-    """Per module the teacher's matrix with a block of the student's size on it, all to one scale.
+    """Per module the teacher's matrix with a block of the student's size on it, side by side and all to one scale.
 
     `blocks`: module, teacher and student as (out, in), fits, share. Where the student's is larger, it sticks out.
     """
-    columns = len(blocks)
-    said = [
-        f"{b['module']}<br>{b['share']:.0%}" if b["share"] is not None else f"{b['module']}<br>too large"
-        for b in blocks
-    ]
-    figure = make_subplots(rows=1, cols=columns, subplot_titles=said, horizontal_spacing=0.02)
-    wide = max(max(b["teacher"][1], b["student"][1]) for b in blocks)
+    figure = go.Figure()
     tall = max(max(b["teacher"][0], b["student"][0]) for b in blocks)
-    for column, block in enumerate(blocks, 1):
+    widths = [max(b["teacher"][1], b["student"][1]) for b in blocks]
+    gap, left = 0.03 * sum(widths), 0.0
+    for number, (block, width) in enumerate(zip(blocks, widths, strict=True)):
         for style, kind, name in ((TEACHER, "teacher", teacher), (STUDENT, "student", student)):
-            rows, cols = block[kind]
+            rows, columns = block[kind]
             figure.add_trace(
                 go.Scatter(
-                    **_box(0, 0, cols, rows),
+                    **_box(left, 0, columns, rows),
                     mode="lines",
                     fill="toself",
                     fillcolor=FADED[style],
-                    line={"color": style.color, "width": 2, "dash": "solid" if kind == "teacher" else "dash"},
+                    line={"color": style.color, "width": 2, "dash": "solid" if kind == "teacher" else "dot"},
                     name=f"{kind}: {plain(short(name, 30))}",
                     legendgroup=kind,
-                    showlegend=column == 1,
+                    showlegend=number == 0,
                     hoveron="fills",
-                    text=f"{block['module']} of the {kind}: {rows:,} × {cols:,}",
+                    text=f"{block['module']} of the {kind}: {rows:,} × {columns:,}",
                     hoverinfo="text",
-                ),
-                row=1,
-                col=column,
+                )
             )
-    figure.update_yaxes(range=[tall * 1.02, -tall * 0.02], showticklabels=False, showgrid=False, zeroline=False)
-    figure.update_xaxes(range=[-wide * 0.02, wide * 1.02], showticklabels=False, showgrid=False, zeroline=False)
-    for column in range(1, columns + 1):
-        anchor = "x" if column == 1 else f"x{column}"
-        figure.update_yaxes(scaleanchor=anchor, scaleratio=1, constrain="domain", row=1, col=column)
-        figure.update_xaxes(constrain="domain", row=1, col=column)
-    figure.update_yaxes(title={"text": "outputs (rows)", "font": {"color": NEUTRAL}}, row=1, col=1)
-    figure.update_layout(legend={"orientation": "h", "y": -0.12, "x": 0}, dragmode=False)
-    title = "What part of each of the teacher's matrices a block of the student's size is"
-    return frame(figure, title, 400, "rows are outputs, columns inputs; one scale for all matrices", t=104, b=60)
+        share = "too large" if block["share"] is None else f"{block['share']:.0%}"
+        figure.add_annotation(
+            x=left + width / 2, y=0, yshift=20, showarrow=False, text=f"<b>{block['module']}</b><br>{share}"
+        )
+        left += width + gap
+    nothing = {"showticklabels": False, "showgrid": False, "zeroline": False}
+    figure.update_yaxes(title="outputs (rows)", range=[tall * 1.02, -tall * 0.2], constrain="domain", **nothing)
+    figure.update_xaxes(
+        title="inputs (columns)", scaleanchor="y", range=[-gap / 2, left - gap / 2], constrain="domain", **nothing
+    )
+    figure.update_layout(legend={"orientation": "h", "y": -0.14, "x": 0}, dragmode=False)
+    title = "A block of the student's size on each of the teacher's matrices"
+    return frame(figure, title, 430, "per cent: share of the teacher's entries; one scale for all matrices", b=70)
