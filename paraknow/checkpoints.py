@@ -174,7 +174,7 @@ def weight_headers(spec: str, folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _check_shards(spec: str, folder: Path) -> None:
-    """Whether every file that the index of the weights names is there. Raises InputError naming the first that is not."""
+    """Whether every file that the weights' index names is there. Raises InputError naming the first that is not."""
     for index in folder.glob("model*.safetensors.index.json"):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -202,9 +202,7 @@ def _tensors(spec: str, file: Path) -> dict[str, Any]:
         start = 8 + struct.unpack("<Q", stream.read(8))[0]
     need, there = start + max(ends, default=0), file.stat().st_size
     if there < need:
-        raise InputError(
-            f"model {spec!r}: {file.name} has {there:,} of {need:,} bytes; the download has not ended."
-        )
+        raise InputError(f"model {spec!r}: {file.name} has {there:,} of {need:,} bytes; the download has not ended.")
     return header
 
 

@@ -50,7 +50,7 @@ def models(
             described.fetch(name)
     if len(names) == 2:
         placement = Placement.model_validate({"teacher": place_teacher, "student": place_student})
-        found = pairing.look(*names, dtype, device, placement)
+        found = pairing.look(names[0], names[1], dtype, device, placement)
         emit({"models": [asdict(found.teacher), asdict(found.student)], "pair": found.as_dict()}) if as_json else _pair(
             found
         )

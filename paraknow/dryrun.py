@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from paraknow.memory import Case
 from paraknow.methods.base import Candidate
 from paraknow.passes import Counts, Work
 from paraknow.recipes import Sizes
+from paraknow.runs import timing, workload
 
 SAMPLED = 200  # examples of a split whose tokens are counted
 
@@ -37,7 +38,8 @@ Rows = list[dict[str, Any]]
 @dataclass
 class DryRun:
     """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage; parts: what they are for. flops:
-    teacher and student, what is known of them. unknown: counts that are missing. notes: what to know before a real run.
+    teacher and student, what is known of them. times: timing.Times as values. unknown: counts that are missing.
+    notes: what to know before a real run.
     """
 
     models: Rows = field(default_factory=list)
@@ -47,6 +49,7 @@ class DryRun:
     memory: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
+    times: dict[str, Any] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -160,23 +163,13 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
         task = data.load_task(name, config.seed)
         if name in config.task:
             checks.check_examples(task, config)
-        asked = list(_limited(task.test, limit))
-        return Counts(len(task.train), len(task.align), len(asked), sum(len(e.choices or (1,)) for e in asked))
+        return Counts.of(task, limit)
     known = sizes or Sizes()
     for split in ("train", "align", "test"):
         if getattr(known, split) is None:
             found.unknown.append(f"{name}: how many examples its {split} split has (nothing is read from a hub).")
     test = known.test if known.test is None or limit is None else min(limit, known.test)
     return Counts(known.train, known.align, test, None if test is None else test * known.choices)
-
-
-def _limited(examples: Sequence[data.Example], limit: int | None) -> Iterator[data.Example]:
-    """At most `limit` examples of every group, as evaluating takes them."""
-    seen: dict[str, int] = {}
-    for example in examples:
-        seen[example.group] = seen.get(example.group, 0) + 1
-        if limit is None or seen[example.group] <= limit:
-            yield example
 
 
 def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes: Mapping[str, Sizes]) -> passes.Length:
@@ -347,8 +340,20 @@ def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, gene
     case = Case(work.teacher, work.student, candidates, free.device if free else device, tasks, generated, asked)
     need = case.need(config)
     found.memory, found.parts = need.totals, {stage: parts.named() for stage, parts in need.stages.items()}
+    _add_times(found, case, config)
     stage, most = max(found.memory.items(), key=lambda item: item[1])
     where = f"{gib(free.bytes)} are free on {free.device} here" if free else "there is no such device here"
     found.notes.append(f"Memory: {stage} needs most, about {gib(most)}; {where}.")
     if free and (refusal := refused(config, case, free)):
         found.notes.append(str(refusal))
+
+
+def _add_times(found: DryRun, case: Case, config: RunConfig) -> None:
+    """How long it would take here, where earlier runs tell and all tasks can be counted."""
+    if set(config.all_tasks) - set(case.tasks):
+        found.notes.append("Time is not known: a task's data are not here.")
+        return
+    counted = workload.stages(config, case.teacher, case.student, case.candidates, case.tasks)
+    times = timing.estimate(config, counted)
+    found.times = times.as_dict()
+    found.notes.append(f"{times.words}" if times.why else f"Time: {times.words[:1].lower()}{times.words[1:]}")

@@ -105,12 +105,18 @@ def look(
         both = _facts(a, first), _facts(b, second)
         values = {"pair": Pair(teacher=teacher, student=student), "task": ("demo:people",), "dtype": dtype}
         config = RunConfig.model_validate({**values, "device": device, "placement": placement or Placement()})
+        memory, kind, free, refusal, settings = _memory(a, b, config)
         found = Looked(
-            *both,
-            [n for n in asdict(both[0]) if n not in ("spec", "title", "source") and _apart(n, *both)],
-            _tokenizers(a, b, first, second),
-            blocks(a.architecture, b.architecture),
-            *_memory(a, b, config),
+            teacher=both[0],
+            student=both[1],
+            differing=[n for n in asdict(both[0]) if n not in ("spec", "title", "source") and _apart(n, *both)],
+            tokenizer=_tokenizers(a, b, first, second),
+            blocks=blocks(a.architecture, b.architecture),
+            memory=memory,
+            device=kind,
+            free=free,
+            refusal=refusal,
+            settings=settings,
             refused=refusals_of(a, b),
             lineage=lineage(teacher, student),
         )
@@ -243,7 +249,7 @@ def _tokenizers(a: Checkpoint, b: Checkpoint, first: str, second: str) -> dict[s
     if ids[0] is None or ids[1] is None:
         return unknown
     shared = ids[0].keys() & ids[1].keys()
-    alike = sum(ids[0][t] == ids[1][t] for t in shared)
+    alike = sum(ids[0][t] == ids[1][t] for t in shared)  # tokens with one id
     same = checkpoints.same_vocabulary(a, b)
     return {"same": same, "shared": len(shared), "same_ids": alike}
 
