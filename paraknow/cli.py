@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_models, cli_runs, cli_sweep
-from paraknow.errors import InputError, ParaKnowError
+from paraknow.errors import Cancelled, InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
 app = typer.Typer(
@@ -113,7 +113,10 @@ def run_command(
             return
         check(wanted)
         run = store.create(wanted, state="running")
-    carry_out(run, until)
+    try:
+        carry_out(run, until)
+    except Cancelled as stopped:
+        raise Cancelled(f"{stopped} It goes on with `paraknow run --resume {run.id}`.") from None
     from paraknow.runs import summaries
 
     found = {"locate": summaries.located, "similarity": summaries.compared}.get(until)
