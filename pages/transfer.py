@@ -175,7 +175,7 @@ def cost(config: RunConfig) -> bool:
         if found.parts:
             costs.where_it_goes(found)
         return False
-    a, b, c, d = st.columns([2, 3, 2, 4])
+    a, b, c, d = st.columns(4)
     count = catalogued.tuned(config)
     a.metric(
         "Fine-tuning",
@@ -210,7 +210,7 @@ def cost(config: RunConfig) -> bool:
 
 def the_run() -> None:
     """The run as it goes, and the queue."""
-    st.subheader("The run")
+    st.subheader("The run", anchor="the-run")
     if run is None:
         st.caption("No run is chosen.")
     else:
@@ -258,6 +258,8 @@ st.button(
     args=(config,),
     key="t.start",
 )
+if watching:  # the page stays where it is scrolled to
+    st.markdown(":material/arrow_upward: [The run that is under way is at the top of this page](#the-run)")
 if config is None:
     catalogued.expander(None)
 else:

@@ -98,13 +98,14 @@ def where_it_goes(found: Estimate) -> None:
 
 
 def time(place: Any, found: Estimate) -> None:
-    """How long it would take, with what that rests on, in a column."""
+    """How long it would take, in a column, with what that rests on under the row."""
     if found.times is None:
         return
     whole = found.times.whole
     value = "not known" if whole.low is None else "open" if whole.likely is None else f"about {duration(whole.likely)}"
-    place.metric("Time", value)
-    place.caption(shell.sentence(found.times.words))
+    range_ = f"{duration(whole.low)} to {duration(whole.high)}" if whole.high is not None else None
+    place.metric("Time", value, range_, delta_color="off", delta_arrow="off")
+    st.caption(shell.sentence(found.times.words))
 
 
 def where_time_goes(found: Estimate) -> None:

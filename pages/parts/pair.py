@@ -184,9 +184,9 @@ def table(known: Mapping[str, Facts], differing: Collection[str], tokenizer: Map
         hide_index=True,
         height=38 + 35 * len(frame),
         column_config={
-            "": st.column_config.TextColumn("fact", width="small"),
+            "": st.column_config.TextColumn("fact", width=165),
             "differs": st.column_config.TextColumn(width=60),
-            **{side: st.column_config.TextColumn(width="medium") for side in known},
+            **{side: st.column_config.TextColumn(width=150) for side in known},
         },
         alt="Facts of the two models, one line each, with a sign where they differ.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import streamlit as st
 
 from paraknow import access, described
 from paraknow.errors import InputError
@@ -83,6 +84,7 @@ def test_a_hub_model_is_fetched_on_request_alone(run: store.Run, monkeypatch: py
 
 
 def test_a_shared_page_opens_allowed_folders_alone(run: store.Run, tmp_path, monkeypatch) -> None:  # noqa: F811
+    st.cache_data.clear()
     monkeypatch.setenv(access.VARIABLE, access.grant(True, [tmp_path]).dump())
     app = show("models")
     app.query_params["teacher"] = "/etc"
