@@ -2,30 +2,16 @@
 
 import streamlit as st
 
-from pages.parts import benchmark_form, forms, live, shell
+from pages.parts import benchmark_form, forms, live, presets, shell
 from pages.parts import estimate as costs
 from pages.parts import methods as catalogued
 from paraknow import config as configs
 from paraknow import methods, resources
 from paraknow.config import Evaluate, Locate, Pair, Placement, RunConfig, Similarity, Tune
-from paraknow.demo import story
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.runs import queue, store
 
 PAIRS = ["demo:teacher", "demo:clone-teacher", "demo:equal", "demo:sibling", "demo:student"]
-QUICK = {
-    "name": "Quick look",
-    "pair": {"teacher": "demo:teacher", "student": "demo:student"},
-    "task": "demo:people",
-    "method": {"name": "seeking", "rank": 8},
-    "baselines": ["gaussian"],
-    "controls": ["noise"],
-    "locate": {"seeds": 8, "max_length": 64},
-    "similarity": {"examples": 64, "tokens": 2},
-    "tune": {"epochs": 2, "learning_rate": 1e-3, "max_length": 64},
-    "evaluate": {"limit": 20},
-}
-
 catalogue = methods.catalogue()
 METHODS, CONTROLS = catalogued.names(), catalogued.names(controls=True)
 run = shell.current_run()
@@ -62,39 +48,22 @@ def refill(run_id: str) -> None:
         st.session_state["refused"] = str(error)
 
 
-def presets() -> None:
-    a, b, c = st.columns(3)
-    a.button(
-        "Quick look (under a minute or two)",
-        on_click=lambda: fill(configs.parse(QUICK)),
-        key="t.preset.quick",
-        width="stretch",
-    )
-    b.button("The demo's settings", on_click=lambda: fill(story.demo_config()), key="t.preset.demo", width="stretch")
-    c.button(
-        "As the chosen run",
-        on_click=refill,
-        args=(run.id if run else "",),
-        disabled=run is None,
-        key="t.preset.run",
-        width="stretch",
-        help="Fill the form with the settings of the run in the sidebar, to run it again with changes.",
-    )
-
-
 def tasks() -> list[str]:
     return sorted(f"demo:{p.name}" for p in (resources.assets() / "suites").glob("*") if p.is_dir())
 
 
 def one_of(title: str, options: list[str], key: str, help: str, **more: object) -> str:
     known = options + [v for v in [st.session_state.get(key)] if v and v not in options]
-    return st.selectbox(title, known, key=key, help=help, persist_state="session", **more)
+    picked = st.selectbox(title, known, key=key, help=help, persist_state="session", **more)
+    forms.slot(key.removeprefix(forms.PREFIX))
+    return picked
 
 
 def form() -> dict:
     """All widgets; the config as plain values."""
     about = {n: f.description for n, f in RunConfig.model_fields.items()}
     values: dict = {}
+    forms.begin()
     a, b, c = st.columns(3)
     with a:
         teacher = one_of(
@@ -131,6 +100,9 @@ def form() -> dict:
     values["controls"] = c.multiselect(
         "Controls", CONTROLS, key="t.controls", format_func=shown, help=about["controls"], persist_state="session"
     )
+    for place, part in ((b, "baselines"), (c, "controls")):
+        with place:
+            forms.slot(part)
     catalogued.about(chosen)
     paths = {s: catalogued.key(name, s) for s in chosen.settings.model_fields}
     values["method"] = {"name": name, **forms.placed(chosen.settings, paths, 4)}
@@ -160,6 +132,8 @@ def form() -> dict:
             help=f"{about['seeds']} Whole numbers with commas; empty: the one seed.",
             persist_state="session",
         )
+        with c:
+            forms.slot("seeds")
         parts = [p.strip() for p in text.split(",") if p.strip()]
         values["seeds"] = [int(p) if p.isdecimal() and len(p) < 20 else p for p in parts] or None
         with d:
@@ -181,6 +155,13 @@ def start(config: RunConfig) -> None:
         st.session_state["refused"] = str(error)
 
 
+def refuse(sentence: str, method: str) -> None:
+    """The sentence that refuses the settings, here and beside the field that it names."""
+    pair = {side: st.session_state[f"t.pair.{side}"] for side in ("teacher", "student")}
+    under = forms.point_at(sentence, method, pair)
+    st.error(shell.sentence(sentence) + (f" (under “{under}”)" if under else ""))
+
+
 def cost(config: RunConfig) -> bool:
     """What the run would need, or the sentence that refuses it. Returns whether it can be started."""
     if far := costs.remote(config):
@@ -189,12 +170,12 @@ def cost(config: RunConfig) -> bool:
         return True
     found = costs.estimate(configs.dump(config))
     if found.refusal:
-        st.error(shell.sentence(found.refusal))
+        refuse(found.refusal, config.method.name)
         costs.fitting(config, found.settings, fill)
         if found.parts:
             costs.where_it_goes(found)
         return False
-    a, b, c = st.columns(3)
+    a, b, c, d = st.columns(4)
     count = catalogued.tuned(config)
     a.metric(
         "Fine-tuning",
@@ -220,14 +201,16 @@ def cost(config: RunConfig) -> bool:
         delta_color="off",
         delta_arrow="off",
     )
+    costs.time(d, found)
     costs.where_it_goes(found)
+    costs.where_time_goes(found)
     st.caption("Prompts too long for the context lose their beginning and are counted.")
     return True
 
 
 def the_run() -> None:
     """The run as it goes, and the queue."""
-    st.subheader("The run")
+    st.subheader("The run", anchor="the-run")
     if run is None:
         st.caption("No run is chosen.")
     else:
@@ -243,14 +226,18 @@ if run is not None and run.status().get("state") in live.ACTIVE:
 watching = run is not None and st.session_state.get("t.watched") == run.id
 if watching:
     the_run()
+else:
+    live.elsewhere(run)
 if "t.pair.teacher" not in st.session_state:
-    fill(configs.parse(QUICK))
+    fill(presets.quick())
 if made := st.session_state.pop("t.submitted", None):
     st.toast(f"Queued: {shell.escape(made)}. It is shown at the top of this page.", icon=":material/schedule:")
 if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the Runs page
     refill(asked)
+if chosen := st.session_state.pop("t.chosen", None):  # "Use this pair" on the Models page
+    st.session_state.update({f"t.{name}": value for name, value in chosen.items()} | {"t.keep": True})
 st.subheader("Settings")
-presets()
+presets.row(run, fill)
 values = form()
 st.subheader("Cost")
 try:
@@ -259,7 +246,7 @@ try:
     startable = cost(config)
 except InputError as refusal:
     config = None
-    st.error(shell.sentence(refusal))
+    refuse(str(refusal), values["method"]["name"])
 if refused := st.session_state.pop("refused", None):
     st.error(shell.sentence(refused))
 st.button(
@@ -271,6 +258,8 @@ st.button(
     args=(config,),
     key="t.start",
 )
+if watching:  # the page stays where it is scrolled to
+    st.markdown(":material/arrow_upward: [The run that is under way is at the top of this page](#the-run)")
 if config is None:
     catalogued.expander(None)
 else:
@@ -279,10 +268,12 @@ else:
     with st.expander("The same on the command line"):
         text = costs.compact(config)
         st.caption(
-            "Save these settings as `transfer.yaml` (what is not named keeps its default), then run the line below."
+            "Save these settings as `transfer.yaml` (what is not named keeps its default), then run the line below. "
+            "`--dry-run` behind it prints what it costs, and stops."
         )
         st.code(text, language="yaml")
         st.code("paraknow run transfer.yaml", language="bash")
+        st.caption(f"Only a file can hold: {'; '.join(forms.NOT_HERE.values())}.")
         st.download_button(
             "transfer.yaml", text, "transfer.yaml", "application/yaml", icon=":material/download:", on_click="ignore"
         )

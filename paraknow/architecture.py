@@ -32,6 +32,17 @@ FAMILIES = {
     "qwen3": Family("Qwen3"),
     "gemma": Family("Gemma", norm_offset=1.0, scaled_embeddings=True),
 }
+SIZES = {  # of an Architecture, by their names in config.json
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocabulary": "vocab_size",
+    "context": "max_position_embeddings",
+}
+LARGEST = 2**40  # beyond it a size is a slip of the pen, and sums of it no sizes of files
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
@@ -97,18 +108,21 @@ class Architecture:
 def from_config(config: dict[str, Any], where: str) -> Architecture:
     """Read an Architecture from config.json's values.
 
-    Raises InputError: a family that is not supported, or quantised weights, named.
+    Raises InputError: a family that is not supported, or quantised weights, named; a size that is missing or no size.
     """
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: config.json is no table of settings.")
     kind = config.get("model_type", "unknown")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         names = ", ".join(family.name for family in FAMILIES.values())
         raise InputError(f"{where}: the model family {kind!r} is not supported; supported are {names}.")
     if "quantization_config" in config:
-        scheme = config["quantization_config"].get("quant_method", "unknown")
+        how = config["quantization_config"]
+        scheme = how.get("quant_method", "unknown") if isinstance(how, dict) else "unknown"
         raise InputError(f"{where}: quantised checkpoints ({scheme}) are not supported; give the unquantised weights.")
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        return Architecture(
+        found = Architecture(
             family=FAMILIES[kind],
             layers=int(config["num_hidden_layers"]),
             hidden=hidden,
@@ -123,3 +137,9 @@ def from_config(config: dict[str, Any], where: str) -> Architecture:
         )
     except KeyError as error:
         raise InputError(f"{where}: config.json has no {error.args[0]!r}.") from None
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        raise InputError(f"{where}: a size in config.json is no whole number above 0.") from None
+    sizes = {name: getattr(found, name) for name in SIZES}
+    if small := next((name for name, size in sizes.items() if not 0 < size < LARGEST), None):
+        raise InputError(f"{where}: config.json gives {SIZES[small]} as {sizes[small]}, which is no size of a model.")
+    return found

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -52,11 +53,13 @@ def find(spec: str) -> Checkpoint:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"model {spec!r}: {folder} has no config.json, so it is no checkpoint folder.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"model {spec!r}: config.json cannot be read ({error}).") from None
     architecture = from_config(config, f"model {spec!r}")
-    sizes = _tensor_sizes(spec, folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    sizes = [prod(t["shape"]) for header in weight_headers(spec, folder).values() for t in header.values()]
+    if not sizes:
+        raise InputError(f"model {spec!r}: its weight files hold no tensors.")
+    if not has_tokenizer(folder):
         raise InputError(f"model {spec!r}: {folder} has no tokenizer (tokenizer.json).")
     return Checkpoint(spec, folder, architecture, sum(sizes), max(sizes))
 
@@ -92,17 +95,19 @@ def unreachable() -> tuple[type[Exception], ...]:
 def _download(spec: str) -> Path:
     """Fetch a hub checkpoint's safetensors, tokenizer and config. Says the disk need before it starts."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, _, revision = spec.partition("@")
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
     try:
-        return Path(
+        here = Path(
             snapshot_download(repository, revision=revision or None, allow_patterns=patterns, local_files_only=True)
         )
+        if any(here.glob("*.safetensors")):  # and not its config and tokenizer alone (described.fetch)
+            return here
     except LocalEntryNotFoundError:
         pass  # not downloaded yet
-    try:
+    with of_hub(spec):
         info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
         sizes = {f.rfilename: f.size or 0 for f in info.siblings or []}
         need = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
@@ -110,6 +115,15 @@ def _download(spec: str) -> Path:
             raise InputError(f"model {spec!r}: its repository holds no safetensors files; pickles are not loaded.")
         _need_disk(spec, need)
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+
+
+@contextmanager
+def of_hub(spec: str) -> Iterator[None]:
+    """Inside, a hub's refusals become InputErrors: no such repository, a gated one, out of reach."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
     except GatedRepoError:
         raise InputError(f"model {spec!r} is gated: accept its licence on the hub and set HF_TOKEN.") from None
     except RepositoryNotFoundError:
@@ -139,19 +153,57 @@ def _need_disk(spec: str, need: int) -> None:
     print(f"Downloading {spec}: {need / 2**30:.1f} GiB into {cache}.", file=sys.stderr)
 
 
-def _tensor_sizes(spec: str, folder: Path) -> list[int]:
-    """Number of entries of every stored tensor, from the safetensors headers."""
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint folder holds a tokenizer's file."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def weight_headers(spec: str, folder: Path) -> dict[Path, dict[str, Any]]:
+    """Every weight file with its tensors: name → {dtype, shape, data_offsets}, from the headers alone.
+
+    Raises InputError: there are only pickles or no weights at all, a header is damaged, a download has not ended.
+    """
     files = sorted(folder.glob("*.safetensors"))
     weights = [f for f in files if f.name.startswith("model")] or files
     if not weights:
         if any(any(folder.glob(pattern)) for pattern in PICKLES):
             raise InputError(f"model {spec!r}: only pickled weights were found; convert them to safetensors first.")
         raise InputError(f"model {spec!r}: {folder} holds no safetensors files.")
-    sizes = []
-    for file in weights:
-        header = safetensors_header(file)
-        sizes += [prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
-    return sizes
+    _check_shards(spec, folder)
+    return {file: _tensors(spec, file) for file in weights}
+
+
+def _check_shards(spec: str, folder: Path) -> None:
+    """Whether every file that the weights' index names is there. Raises InputError naming the first that is not."""
+    for index in folder.glob("model*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise InputError(f"model {spec!r}: {index.name} cannot be read ({type(error).__name__}).") from None
+        lacking = sorted(n for n in map(str, named) if not (folder / n).is_file())
+        if lacking:
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            raise InputError(f"model {spec!r}: {lacking[0]}{more} is missing; the download has not ended.")
+
+
+def _tensors(spec: str, file: Path) -> dict[str, Any]:
+    """A weight file's tensors. Raises InputError: its header is damaged, or the file ends before its tensors do."""
+    header = {name: entry for name, entry in safetensors_header(file).items() if name != "__metadata__"}
+    try:
+        ends = [int(t["data_offsets"][1]) for t in header.values()]
+        sound = all(n >= 0 for t in header.values() for n in map(int, t["shape"])) and all(
+            isinstance(t["dtype"], str) for t in header.values()
+        )
+    except (KeyError, TypeError, ValueError, IndexError):
+        sound, ends = False, []
+    if not sound:
+        raise InputError(f"model {spec!r}: the header of {file.name} does not describe tensors; fetch the file again.")
+    with file.open("rb") as stream:
+        start = 8 + struct.unpack("<Q", stream.read(8))[0]
+    need, there = start + max(ends, default=0), file.stat().st_size
+    if there < need:
+        raise InputError(f"model {spec!r}: {file.name} has {there:,} of {need:,} bytes; the download has not ended.")
+    return header
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
@@ -161,8 +213,11 @@ def safetensors_header(file: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > 100_000_000:
                 raise ValueError("header too long")
-            return json.loads(stream.read(length))
-    except (OSError, ValueError, struct.error) as error:
+            header = json.loads(stream.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no table of tensors")
+            return header
+    except (OSError, ValueError, struct.error, RecursionError) as error:
         raise InputError(f"{file}: is not a readable safetensors file ({error}).") from None
 
 
@@ -220,10 +275,21 @@ def _vocabulary(folder: Path) -> Any:
     """Token → id, added tokens included; None where there is no tokenizer.json to read it from."""
     try:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        added = {t["content"]: t["id"] for t in content.get("added_tokens", [])}
+        return content.get("model", {}).get("vocab"), added
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
-    added = {t["content"]: t["id"] for t in content.get("added_tokens", [])}
-    return content.get("model", {}).get("vocab"), added
+
+
+def token_ids(folder: Path) -> dict[str, int] | None:
+    """Token → id, added tokens included, of a checkpoint's tokenizer; None where tokenizer.json does not tell."""
+    found = _vocabulary(folder)
+    if found is None:
+        return None
+    vocabulary, added = found
+    if isinstance(vocabulary, list):  # a Unigram model: [token, score] in the order of ids
+        vocabulary = {pair[0]: k for k, pair in enumerate(vocabulary) if isinstance(pair, list) and pair}
+    return {**vocabulary, **added} if isinstance(vocabulary, dict) else None
 
 
 def check_blocks(teacher: Checkpoint, student: Checkpoint, locate: Locate) -> None:

@@ -114,11 +114,16 @@ def check_benchmarks(
 
 
 def has_template(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's tokenizer has a chat template, by its files."""
+    """Whether a checkpoint's tokenizer has a chat template, by its files. Raises InputError where they are damaged."""
     if any(checkpoint.folder.glob("chat_template.*")):
         return True
     path = checkpoint.folder / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    if not path.is_file():
+        return False
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"model {checkpoint.spec!r}: tokenizer_config.json cannot be read ({error}).") from None
 
 
 def check_ranks(candidates: list[Candidate], student: Checkpoint, config: RunConfig) -> None:

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_runs, cli_sweep
-from paraknow.errors import InputError, ParaKnowError
+from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_models, cli_runs, cli_sweep
+from paraknow.errors import Cancelled, InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("audit")(cli_audit.audit)
 app.command("cross")(cli_cross.cross)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.command("benchmarks")(cli_benchmarks.benchmarks)
+app.command("models")(cli_models.models)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 
@@ -112,7 +113,10 @@ def run_command(
             return
         check(wanted)
         run = store.create(wanted, state="running")
-    carry_out(run, until)
+    try:
+        carry_out(run, until)
+    except Cancelled as stopped:
+        raise Cancelled(f"{stopped} It goes on with `paraknow run --resume {run.id}`.") from None
     from paraknow.runs import summaries
 
     found = {"locate": summaries.located, "similarity": summaries.compared}.get(until)
@@ -277,35 +281,6 @@ def methods(as_json: Json = False) -> None:
         emit({"methods": rows})
     else:
         table([{**r, "needs": "; ".join(r["needs"])} for r in rows], "Methods")
-
-
-@app.command()
-def models(
-    spec: Annotated[list[str] | None, typer.Argument(help="Models to look at.")] = None, as_json: Json = False
-) -> None:
-    """Facts about models, read from their headers: the demo models by default."""
-    from paraknow import checkpoints, resources
-
-    rows = []
-    for name in spec or [f"demo:{n}" for n in resources.DEMO_MODELS]:
-        c = checkpoints.find(name)
-        a = c.architecture
-        rows.append(
-            {
-                "model": name,
-                "family": a.family.name,
-                "parameters": c.parameters,
-                "layers": a.layers,
-                "hidden": a.hidden,
-                "ffn": a.ffn,
-                "heads": a.heads,
-                "kv_heads": a.kv_heads,
-                "vocabulary": a.vocabulary,
-                "tied": a.tied,
-                "context": a.context,
-            }
-        )
-    emit({"models": rows}) if as_json else table(rows, "Models")
 
 
 @app.command()

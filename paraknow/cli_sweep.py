@@ -193,6 +193,11 @@ def _tables(found: DryRun) -> None:
         for stage, need in found.memory.items()
     ]
     table(rows, "Memory at its peak, and what it is for")
+    seconds = [
+        {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()} for row in found.times.get("stages", ())
+    ]
+    if seconds:
+        table(seconds, "Seconds, by earlier runs")
     print(f"Compute: teacher {_power(found.flops['teacher'])}, student {_power(found.flops['student'])} FLOPs", end="")
     print(" at least; some counts are unknown." if found.unknown else ".")
     for line in (*found.unknown, *found.notes):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import access, checkpoints, checks, data, methods, passes, recipes, resources
+from paraknow import checkpoints, checks, data, described, methods, passes, recipes
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
@@ -28,6 +28,7 @@ from paraknow.memory import Case
 from paraknow.methods.base import Candidate
 from paraknow.passes import Counts, Work
 from paraknow.recipes import Sizes
+from paraknow.runs import timing, workload
 
 SAMPLED = 200  # examples of a split whose tokens are counted
 
@@ -37,7 +38,8 @@ Rows = list[dict[str, Any]]
 @dataclass
 class DryRun:
     """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage; parts: what they are for. flops:
-    teacher and student, what is known of them. unknown: counts that are missing. notes: what to know before a real run.
+    teacher and student, what is known of them. times: timing.Times as values. unknown: counts that are missing.
+    notes: what to know before a real run.
     """
 
     models: Rows = field(default_factory=list)
@@ -47,6 +49,7 @@ class DryRun:
     memory: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
+    times: dict[str, Any] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -102,7 +105,7 @@ def on_meta(text: str) -> tuple[dict[str, tuple[int, ...]], int]:
 
 def _describe(found: DryRun, name: str, spec: str, scratch: Path) -> Checkpoint:
     """A model as far as its config.json tells, its shapes checked; one row of `models`."""
-    values, folder, source = _config_of(spec, scratch)
+    values, folder, source = described.config_of(spec, scratch)
     a = from_config(values, f"model {spec!r}")
     kept = {k: v for k, v in values.items() if k not in ("architectures", "transformers_version", "auto_map")}
     try:
@@ -121,49 +124,6 @@ def _describe(found: DryRun, name: str, spec: str, scratch: Path) -> Checkpoint:
     about = {"model": name, "spec": spec, "from": source, "family": a.family.name, "parameters": parameters}
     found.models.append(about | {size: getattr(a, size) for size in sizes})
     return Checkpoint(spec, folder, a, parameters, max(math.prod(shape) for shape in shapes.values()))
-
-
-def _config_of(spec: str, scratch: Path) -> tuple[dict[str, Any], Path, str]:
-    """(values of config.json, a folder to read about the tokenizer, where it is from).
-
-    For a model that is not here, the folder holds what the table says, for methods' own checks, and only a mark of
-    whose tokenizer it has, which is what checks of the vocabulary compare.
-    """
-    if spec.startswith("demo:"):
-        folder = resources.demo_model(spec.removeprefix("demo:"))
-    elif checkpoints.is_remote(spec):
-        folder = _cached(spec) or scratch
-    else:
-        folder = access.place(spec, "models", f"model {spec!r}")
-    if (folder / "config.json").is_file():
-        try:
-            return json.loads((folder / "config.json").read_text(encoding="utf-8")), folder, "config.json"
-        except (OSError, ValueError) as error:
-            raise InputError(f"model {spec!r}: config.json cannot be read ({error}).") from None
-    known = recipes.model_configs().get(spec.partition("@")[0])
-    if known is None:
-        raise InputError(
-            f"model {spec!r}: no config.json on this machine, and the shipped table does not have it (a dry run "
-            f"downloads nothing); it has {', '.join(recipes.model_configs())}."
-        )
-    scratch.mkdir()
-    mark = {"model": {"vocab": {known["tokenizer"]: 0}}}
-    (scratch / "tokenizer.json").write_text(json.dumps(mark), encoding="utf-8")
-    (scratch / "config.json").write_text(json.dumps(known["config"]), encoding="utf-8")
-    return dict(known["config"]), scratch, "models.json"
-
-
-def _cached(spec: str) -> Path | None:
-    """The folder of a hub model whose config.json was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    repository, _, revision = spec.partition("@")
-    try:
-        file = try_to_load_from_cache(repository, "config.json", revision=revision or None)
-    except HFValidationError:
-        return None
-    return Path(file).parent if isinstance(file, str) else None
 
 
 def _check_shapes(spec: str, a: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -203,23 +163,13 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
         task = data.load_task(name, config.seed)
         if name in config.task:
             checks.check_examples(task, config)
-        asked = list(_limited(task.test, limit))
-        return Counts(len(task.train), len(task.align), len(asked), sum(len(e.choices or (1,)) for e in asked))
+        return Counts.of(task, limit)
     known = sizes or Sizes()
     for split in ("train", "align", "test"):
         if getattr(known, split) is None:
             found.unknown.append(f"{name}: how many examples its {split} split has (nothing is read from a hub).")
     test = known.test if known.test is None or limit is None else min(limit, known.test)
     return Counts(known.train, known.align, test, None if test is None else test * known.choices)
-
-
-def _limited(examples: Sequence[data.Example], limit: int | None) -> Iterator[data.Example]:
-    """At most `limit` examples of every group, as evaluating takes them."""
-    seen: dict[str, int] = {}
-    for example in examples:
-        seen[example.group] = seen.get(example.group, 0) + 1
-        if limit is None or seen[example.group] <= limit:
-            yield example
 
 
 def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes: Mapping[str, Sizes]) -> passes.Length:
@@ -390,8 +340,20 @@ def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, gene
     case = Case(work.teacher, work.student, candidates, free.device if free else device, tasks, generated, asked)
     need = case.need(config)
     found.memory, found.parts = need.totals, {stage: parts.named() for stage, parts in need.stages.items()}
+    _add_times(found, case, config)
     stage, most = max(found.memory.items(), key=lambda item: item[1])
     where = f"{gib(free.bytes)} are free on {free.device} here" if free else "there is no such device here"
     found.notes.append(f"Memory: {stage} needs most, about {gib(most)}; {where}.")
     if free and (refusal := refused(config, case, free)):
         found.notes.append(str(refusal))
+
+
+def _add_times(found: DryRun, case: Case, config: RunConfig) -> None:
+    """How long it would take here, where earlier runs tell and all tasks can be counted."""
+    if set(config.all_tasks) - set(case.tasks):
+        found.notes.append("Time is not known: a task's data are not here.")
+        return
+    counted = workload.stages(config, case.teacher, case.student, case.candidates, case.tasks)
+    times = timing.estimate(config, counted)
+    found.times = times.as_dict()
+    found.notes.append(f"{times.words}" if times.why else f"Time: {times.words[:1].lower()}{times.words[1:]}")

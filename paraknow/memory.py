@@ -195,21 +195,21 @@ class Case:
             return None
         key = (name, split, model.folder)
         if key not in self._counted:
-            texts = sorted((_text(e) for e in self.tasks[name].split(split)), key=len)[-LONGEST:]
+            texts = sorted((text_of(e) for e in self.tasks[name].split(split)), key=len)[-LONGEST:]
             file = model.folder / "tokenizer.json"
-            count = _counter(file, file.stat().st_mtime_ns if file.is_file() else 0)
+            count = counter(file, file.stat().st_mtime_ns if file.is_file() else 0)
             frame = TEMPLATE[any(model.folder.glob("chat_template.*"))]
             self._counted[key] = max((count(text) for text in texts), default=1) + frame
         return self._counted[key]
 
 
-def _text(example: Example) -> str:
+def text_of(example: Example) -> str:
     turns = [text for _, text in example.messages]
     return "\n".join([*turns, max(example.choices or (example.answer,), key=len)])
 
 
 @lru_cache(maxsize=8)
-def _counter(file: Path, _changed: int) -> Callable[[str], int]:
+def counter(file: Path, _changed: int) -> Callable[[str], int]:
     """Counts a text's tokens; its bytes, which are more, where the file is no tokenizer that can be read."""
     from tokenizers import Tokenizer
 

@@ -8,6 +8,7 @@ twice the forward where everything is trained. Attention scores, SVDs and the sc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from paraknow.architecture import Architecture
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import EMBEDDING, MODULES, RunConfig
+from paraknow.data import Task
 from paraknow.methods.base import Candidate
 
 BENCHMARK = "benchmark"  # in a split's place, where a benchmark's questions are read: their length is assumed
@@ -29,6 +31,17 @@ class Counts:
     align: int | None
     test: int | None
     requests: int | None
+
+    @classmethod
+    def of(cls, task: Task, limit: int | None) -> Counts:
+        """Of a task that is here; test items are at most `limit` of every group, as evaluating takes them."""
+        seen: Counter[str] = Counter()
+        asked = []
+        for example in task.test:
+            seen[example.group] += 1
+            if limit is None or seen[example.group] <= limit:
+                asked.append(example)
+        return cls(len(task.train), len(task.align), len(asked), sum(len(e.choices or (1,)) for e in asked))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ TORCH_FREE = (
     "paraknow.runs.cluster paraknow.runs.order paraknow.runs.threads "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
     "paraknow.runs.events "
+    "paraknow.pairing paraknow.described paraknow.cli_models paraknow.runs.timing "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

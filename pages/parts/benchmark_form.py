@@ -43,6 +43,7 @@ def fields() -> dict[str, Any]:
         help="Names of lm-eval's tasks and groups, or humaneval, mbpp, super_ni. `paraknow benchmarks` searches them.",
         persist_state="session",
     )
+    forms.slot("evaluate.benchmarks")
     return {
         "benchmarks": [_one(title) for title in titles],
         "run_code": _switch([st.session_state.get(key(t, "name"), t) for t in titles]),

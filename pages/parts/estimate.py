@@ -16,6 +16,8 @@ from paraknow.checks import check, prepare
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError, ResourceError
 from paraknow.fitting import PARTS, changed
+from paraknow.runs import timing
+from paraknow.runs.timing import Times, duration
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Estimate:
     examples: int = 0
     steps: int = 0
     models: list[str] = field(default_factory=list)
+    times: Times | None = None
 
 
 def remote(config: RunConfig) -> list[str]:
@@ -60,7 +63,8 @@ def estimate(text: str) -> Estimate:
     labels = [c.label for c in checked.candidates for _ in config.run_seeds]
     parts = {stage: p.named() for stage, p in checked.parts.items()}
     free = checked.free
-    return Estimate(None, {}, checked.memory, parts, free.device, free.bytes, examples, steps, labels)
+    times = timing.estimate(config, timing.of_checked(checked))
+    return Estimate(None, {}, checked.memory, parts, free.device, free.bytes, examples, steps, labels, times)
 
 
 def fitting(config: RunConfig, settings: dict[str, Any], fill: Callable[[RunConfig], None]) -> None:
@@ -90,6 +94,37 @@ def where_it_goes(found: Estimate) -> None:
         st.caption(
             "How to read: each row is a stage at its peak, in MiB, estimated from sizes and settings before anything "
             "is loaded; the columns behind the second add up to it. Only the largest row must fit."
+        )
+
+
+def time(place: Any, found: Estimate) -> None:
+    """How long it would take, in a column, with what that rests on under the row."""
+    if found.times is None:
+        return
+    whole = found.times.whole
+    value = "not known" if whole.low is None else "open" if whole.likely is None else f"about {duration(whole.likely)}"
+    range_ = f"{duration(whole.low)} to {duration(whole.high)}" if whole.high is not None else None
+    place.metric("Time", value, range_, delta_color="off", delta_arrow="off")
+    st.caption(shell.sentence(found.times.words))
+
+
+def where_time_goes(found: Estimate) -> None:
+    """Seconds of every stage, as a table."""
+    if found.times is None or not found.times.stages:
+        return
+    with st.expander("Where the time goes"):
+        rows = [
+            {"stage": t.stage, "at least": t.low, "likely": t.likely, "at most": t.high, "runs": t.runs}
+            for t in found.times.stages
+        ]
+        numbers = {
+            n: st.column_config.NumberColumn(f"{n}, s", format="%.1f") for n in ("at least", "likely", "at most")
+        }
+        st.dataframe(rows, hide_index=True, column_config=numbers, placeholder=shell.MISSING, width="stretch")
+        st.caption(
+            "How to read: seconds of each stage, by what earlier runs on this kind of device took for how much work "
+            "(examples × tokens × parameters, steps, pairs of layers). The range is what those runs leave open: wide "
+            "where they were much smaller than this one, or where the machine was busy with something else."
         )
 
 

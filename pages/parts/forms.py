@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -10,7 +11,60 @@ import streamlit as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pages.parts import shell
+
 PREFIX = "t."
+SLOTS = "form_slots"  # in the session: the places under the fields, for what refuses one
+NOT_HERE = {  # fields of the config that the form deliberately leaves out, in words
+    "method.label": "labels, for one method several times with other settings",
+    "baselines": "settings of baselines",
+    "evaluate.benchmarks.label": "labels of benchmarks",
+}
+PARTS = {
+    "locate": "Locate",
+    "similarity": "Similarity",
+    "tune": "Tune",
+    "evaluate": "Evaluate",
+    "evaluate.benchmarks": "Benchmarks",
+    "placement": "Name, seeds, device",
+    "seeds": "Name, seeds, device",
+    "seed": "Name, seeds, device",
+    "device": "Name, seeds, device",
+}
+_NAMED = re.compile(r"^(?:settings: )?'?([a-z_]+(?:\.[\w-]+)*)'?:")
+_MODEL = re.compile(r"^model ['\"](.+?)['\"]")
+
+
+def begin() -> None:
+    """A new drawing of the form: no field has a place under it yet."""
+    st.session_state[SLOTS] = {}
+
+
+def slot(path: str) -> None:
+    """A place under the field just drawn, empty unless something refuses it."""
+    st.session_state.setdefault(SLOTS, {})[path] = st.empty()
+
+
+def point_at(sentence: str, method: str, pair: dict[str, str]) -> str | None:
+    """Put a refusal under the field that it names at its beginning; returns the part of the form to look under.
+
+    None where it names no field. `method` is the chosen one's name; `pair` says which field holds which model.
+    """
+    slots = st.session_state.get(SLOTS, {})
+    path = ""
+    if model := _MODEL.match(sentence):
+        path = next((f"pair.{side}" for side, spec in pair.items() if spec == model[1]), "")
+    elif named := _NAMED.match(sentence):
+        path = named[1]
+    parts = path.split(".")
+    tried = [".".join(parts[:k]) for k in range(len(parts), 0, -1)] if path else []
+    tried += [f"method.{method}.{'.'.join(parts[1:])}"] if parts[0] == "method" else []
+    tried += ["pair.teacher"] if path == "pair" else []
+    found = next((p for p in tried if p in slots), None)
+    if found is None:
+        return None
+    slots[found].error(shell.sentence(sentence), icon=":material/error:")
+    return next((PARTS[p] for p in (".".join(found.split(".")[:2]), found.split(".")[0]) if p in PARTS), None)
 
 
 def label(name: str) -> str:
@@ -49,7 +103,16 @@ def _bare(annotation: Any) -> tuple[Any, bool]:
 
 
 def field(model: type[BaseModel], name: str, path: str, options: list[str] | None = None) -> Any:
-    """The widget of one field, and its value as the config takes it. `path` is its dotted place there."""
+    """The widget of one field with a place for refusals under it, and its value as the config takes it.
+
+    `path` is its dotted place there.
+    """
+    value = _widget(model, name, path, options)
+    slot(path)
+    return value
+
+
+def _widget(model: type[BaseModel], name: str, path: str, options: list[str] | None) -> Any:
     info = model.model_fields[name]
     kind, optional = _bare(info.annotation)
     words = _words(info.annotation) if get_origin(kind) is not Literal else ()

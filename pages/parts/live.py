@@ -35,7 +35,9 @@ def progress(run: Run, status: dict[str, Any]) -> None:
     finished = status.get("stages") or []
     icon = shell.STATE_ICONS.get(state, "")
     if state == "queued":
-        st.markdown(f"{icon} **Queued.** It starts when the runs before it have ended.")
+        before = [s for s in STAGES if s in finished]
+        goes_on = f" It goes on after what it had finished: {', '.join(before)}." if before else ""
+        st.markdown(f"{icon} **Queued.** It starts when the runs before it have ended.{goes_on}")
         return
     if state == "running":
         step, total = status.get("step") or 0, status.get("total")
@@ -48,6 +50,8 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         )
         count = f"step {step} of {total}" if total else "starting"
         st.markdown(f"{icon} **Running**: stage {number} of {len(STAGES)}, {shell.escape(stage)} · {count} · {left}")
+        if before := [s for s in STAGES if s in finished and s != stage]:
+            st.caption(f"Finished: {', '.join(before)}.")
         if run.cancelled():
             st.caption(f"It is asked to stop; if it has not after {queue.HARD:.0f} s, its process is ended.")
         elif "silent" in status:
@@ -154,6 +158,22 @@ def queue_list(rows: list[dict[str, Any]]) -> None:
     many = f"Queue: {len(rows)} run{'s' if len(rows) > 1 else ''}"
     st.caption(f"{many}, one after the other on each device; higher priority first, then in the order they were made")
     st.dataframe(shown, hide_index=True, placeholder=shell.MISSING)
+
+
+def elsewhere(run: Run | None) -> None:
+    """A line on the first run under way that is not the chosen one, with a button that chooses it."""
+    others = [row for row in queue.waiting() if run is None or row["id"] != run.id]
+    if not others:
+        return
+    first, more = others[0], len(others) - 1
+    what = "is under way" if first["state"] == "running" else "waits"
+    behind = f", and {more} more {'wait' if more > 1 else 'waits'} behind it" if more else ""
+    a, b = st.columns([5, 1], vertical_alignment="center")
+    a.info(
+        f"Another run {what}: {shell.escape(first['name'] or first['id'])}{behind}. The queue is at this page's end.",
+        icon=":material/schedule:",
+    )
+    b.button("Look at it", on_click=shell.choose, args=(first["id"],), key="t.elsewhere", width="stretch")
 
 
 def panel(run: Run | None) -> None:

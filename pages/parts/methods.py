@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, draw, shell
-from paraknow import access, checkpoints, checks, methods, passes
+from paraknow import access, methods, pairing, passes
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError
 from paraknow.figures import steps
@@ -65,22 +65,13 @@ def about(method: Method) -> None:
 def refusals(teacher: str, student: str) -> dict[str, str]:
     """Every method that cannot work on this pair, with its sentence; settings at their defaults.
 
-    Empty where the pair itself cannot be read (which is said elsewhere). Never called for models of a hub.
+    Empty where the pair itself cannot be read (which is said elsewhere). Nothing is asked of a hub.
     """
-    found: dict[str, str] = {}
     try:
-        pair = checkpoints.find(teacher), checkpoints.find(student)
+        found = pairing.refusals(teacher, student)
     except ParaKnowError:
-        return found
-    for name, method in methods.catalogue().items():
-        try:
-            if method.needs_clone:
-                checks.check_clone(*pair)
-            if method.check:
-                method.check(*pair, method.settings())
-        except ParaKnowError as error:
-            found[name] = access.said(str(error))
-    return found
+        return {}
+    return {name: access.said(why) for name, why in found.items() if name in methods.catalogue()}
 
 
 def table(refused: dict[str, str] | None) -> pd.DataFrame:

@@ -73,6 +73,7 @@ def size(bytes_: float) -> str:
 
 PAGES = (
     ("overview", "Overview", ":material/home:"),
+    ("models", "Models", ":material/view_module:"),
     ("sensitivity", "Sensitivity", ":material/grid_on:"),
     ("similarity", "Similarity", ":material/compare:"),
     ("transfer", "Transfer", ":material/sync_alt:"),
