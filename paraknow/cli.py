@@ -56,7 +56,7 @@ def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> Non
 def run_command(
     config: Annotated[Path | None, typer.Argument(help="A run's YAML file.")] = None,
     override: Set = None,
-    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
+    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "diagnose",
     resume: Annotated[str | None, typer.Option(help="Go on with a broken run, by id.")] = None,
     like: Annotated[
         str | None, typer.Option(help="A new run with the settings of this one, by id; --set changes some.")
@@ -70,7 +70,7 @@ def run_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry out a run: locate, similarity, align, tune, evaluate."""
+    """Carry out a run: locate, similarity, align, tune, evaluate, diagnose."""
     from paraknow import config as configs
     from paraknow import recipes
     from paraknow.checks import check
