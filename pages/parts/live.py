@@ -46,9 +46,8 @@ def progress(run: Run, status: dict[str, Any]) -> None:
             else "time left not known yet"
         )
         count = f"step {step} of {total}" if total else "starting"
-        st.markdown(
-            f"{icon} **Running**: stage {number} of {len(STAGE_NAMES)}, {shell.escape(stage)} · {count} · {left}"
-        )
+        place = f"stage {number} of {len(STAGE_NAMES)}, {shell.escape(stage)}"
+        st.markdown(f"{icon} **Running**: {place} · {count} · {left}")
         if run.cancelled():
             st.caption(f"It is asked to stop; if it has not after {queue.HARD:.0f} s, its process is ended.")
         elif "silent" in status:

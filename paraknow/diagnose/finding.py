@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -47,9 +48,14 @@ class Finding:
     def plain(self) -> dict[str, Any]:
         """The finding as values that JSON can hold."""
         return asdict(self) | {
-            "numbers": [dict(row) for row in self.numbers],
+            "numbers": [{name: _known(value) for name, value in row.items()} for row in self.numbers],
             "remedies": [asdict(remedy) for remedy in self.remedies],
         }
+
+
+def _known(value: Any) -> Any:
+    """None for a number that is not finite: JSON has none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

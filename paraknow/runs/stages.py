@@ -1,5 +1,5 @@
-"""The stages of a run: load, locate, similarity, align, tune, evaluate, diagnose. Each reads what earlier ones left in the run
-folder and writes its own artifacts, so that a broken run goes on where it stopped."""
+"""The stages of a run: load, locate, similarity, align, tune, evaluate, diagnose. Each reads what earlier ones left in
+the run folder and writes its own artifacts, so that a broken run goes on where it stopped."""
 
 from __future__ import annotations
 

@@ -289,6 +289,11 @@ def _reload_all(session: Session, probe: torch.Tensor, progress: Progress) -> No
     root = session.run.path("adapters")
     student = session.models["student"]
     differences = inject.reload_check(student, probe, expected, root, progress) if expected else {}
-    relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
-    files.write_json(root / "reload.json", {"largest_difference": relative})
+    limits = {str(folder): inject.reload_limit(student.model.dtype, logits) for folder, logits in expected.items()}
+    found = {"largest_difference": differences, "limit": limits}
+    relative = {
+        name: {str(Path(folder).relative_to(root)): value for folder, value in values.items()}
+        for name, values in found.items()
+    }
+    files.write_json(root / "reload.json", relative)
     progress(1, 1)
