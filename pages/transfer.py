@@ -53,11 +53,11 @@ def fill(config: RunConfig) -> None:
     state["t.device"], state["t.dtype"] = config.device, config.dtype
 
 
-def refill(run_id: str) -> None:
-    """The settings of a run, for running it again with changes."""
+def refill(run_id: str, changes: dict | None = None) -> None:
+    """The settings of a run, for running it again with changes: those given by dotted paths, and one's own."""
     try:
         if asked := store.named(run_id):
-            fill(asked.config())
+            fill(configs.changed(asked.config(), changes or {}))
     except ParaKnowError as error:
         st.session_state["refused"] = str(error)
 
@@ -247,8 +247,12 @@ if "t.pair.teacher" not in st.session_state:
     fill(configs.parse(QUICK))
 if made := st.session_state.pop("t.submitted", None):
     st.toast(f"Queued: {shell.escape(made)}. It is shown at the top of this page.", icon=":material/schedule:")
-if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the Runs page
-    refill(asked)
+if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the pages Runs and Diagnose
+    changes = st.session_state.pop("t.changes", None)
+    refill(asked, changes)
+    if changes:
+        listed = ", ".join(f"{k} = {v}" for k, v in changes.items())
+        st.info(f"Changed against {shell.escape(asked)}: {shell.escape(listed)}.", icon=":material/edit:")
 st.subheader("Settings")
 presets()
 values = form()

@@ -18,13 +18,15 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """What went well in a run, what is in the way of believing it, and what to try. Nothing is written."""
+    from paraknow.diagnose import headline
     from paraknow.runs import diagnosis, store
 
     run = store.find(run_id)
     found = diagnosis.diagnose(run)
     if as_json:
-        emit({"run": run.id, "findings": [finding.plain() for finding in found]})
+        emit(diagnosis.in_json(run, found))
         return
+    print(plain(headline(found)) + "\n")
     for finding in found:
         if finding.severity in MARKS:
             print(plain(f"{MARKS[finding.severity]} {finding.severity.upper()}  {finding.title}"))

@@ -18,7 +18,7 @@ RULES: tuple[Rule, ...] = (
     *located.RULES,
 )
 
-__all__ = ["RULES", "Evidence", "Finding", "NotChecked", "Remedy", "Rule", "findings"]
+__all__ = ["RULES", "Evidence", "Finding", "NotChecked", "Remedy", "Rule", "findings", "headline"]
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -26,3 +26,26 @@ def findings(evidence: Evidence) -> list[Finding]:
     (`not checked`, saying why)."""
     found = [finding for rule in RULES for finding in rule.findings(evidence)]
     return sorted(found, key=lambda finding: ORDER.index(finding.severity))
+
+
+def headline(found: list[Finding]) -> str:
+    """All findings in one sentence."""
+    by = {severity: [f for f in found if f.severity == severity] for severity in ORDER}
+    blocking, warnings, good, unseen = (by[s] for s in ("blocking", "warning", "good", "not checked"))
+    if blocking:
+        first = "It looks as if knowledge crossed, but that" if good else "Nothing"
+        return f"{first} can{'not' if good else ''} be relied on yet: {_listed(blocking)}."
+    beside = f"{len(warnings)} warning{'s' * (len(warnings) != 1)} beside it" if warnings else "nothing warns of it"
+    if good:
+        return f"Knowledge crossed in this run; {beside}."
+    if warnings:
+        return f"No transfer of unseen knowledge can be claimed: {_listed(warnings)}."
+    if len(unseen) > len(found) / 2:
+        return "Too little of this run is there to say much; see what could not be checked."
+    return "No transfer of unseen knowledge can be claimed, though nothing was found to be wrong."
+
+
+def _listed(found: list[Finding]) -> str:
+    names = [f"{f.title[0].lower()}{f.title[1:]}" for f in found]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return "; ".join(names[:3]) + more

@@ -132,7 +132,7 @@ def seeds_disagree(evidence: Evidence) -> list[Finding]:
     asked = _asked(evidence)
     own = asked[asked.model == evidence.examined]
     if own.seed.nunique() < 2:
-        raise NotChecked("the method ran with one seed; name several under `seeds`.")
+        raise NotChecked("the method ran with one seed; name several under seeds.")
     numbers, pairs = [], []
     signs: list[str] = []
     for (task, group), part in asked.groupby(["task", "group"], sort=False):

@@ -33,7 +33,8 @@ class Finding:
     blocking: nothing can be concluded before it is seen to; warning: a conclusion may be wrong; note: worth knowing;
     good; fine: looked, and found nothing; not checked: could not look, `says` has the reason.
     numbers: the evidence, one mapping per line of a small table. rule: whose it is (filled in by `Rule.findings`), and
-    with it the figure that shows the evidence ("" for none) and the page to look further on.
+    with it the figure that shows the evidence, where the finding names no other ("" for none), and the page to look
+    further on.
     """
 
     severity: Severity
@@ -79,4 +80,6 @@ class Rule:
             found = self.check(evidence) or [Finding("fine", self.asks, self.sound)]
         except NotChecked as reason:
             found = [Finding("not checked", self.asks, str(reason))]
-        return [replace(finding, rule=self.name, figure=self.figure, page=self.page) for finding in found]
+        return [
+            replace(finding, rule=self.name, figure=finding.figure or self.figure, page=self.page) for finding in found
+        ]

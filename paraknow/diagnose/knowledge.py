@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paraknow.diagnose.evidence import SLOWER, Evidence, line, number, place, points
@@ -61,7 +61,7 @@ def gain_above_controls(evidence: Evidence) -> list[Finding]:
     """A gain is the method's own only where its interval against every control lies above 0 (METHODS 2.5)."""
     own = evidence.own()
     if not any(row.get("against") for row in own):
-        raise NotChecked("no control ran beside the method; name some under `controls`.")
+        raise NotChecked("no control ran beside the method; name some under controls.")
     gains = [row for row in own if row["delta_ci"][0] > 0]
     wrong = [row for row in gains if row.get("against") and not row.get("claim")]
     if not wrong:
@@ -77,14 +77,9 @@ def gain_above_controls(evidence: Evidence) -> list[Finding]:
                 ),
                 [line(row) for row in own],
                 _other_ways(evidence),
+                figure="gains",
             )
         ]
-    numbers = []
-    for row in wrong:
-        numbers.append(line(row) | {"held against": "student"})
-        for held in row["against"]:
-            if held.get("delta") is not None and held.get("delta_ci"):
-                numbers.append(line(row | held) | {"held against": held["control"]})
     return [
         Finding(
             "blocking",
@@ -94,10 +89,21 @@ def gain_above_controls(evidence: Evidence) -> list[Finding]:
                 "than every control, which carries no knowledge of the teacher: what helped is the fine-tuning or the "
                 "size of the start, not what was moved."
             ),
-            numbers,
+            _held_against(wrong),
             _other_ways(evidence),
         )
     ]
+
+
+def _held_against(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The method's differences to the student and to every control."""
+    made = []
+    for row in rows:
+        made.append(line(row) | {"held against": "student"})
+        for held in row.get("against") or ():
+            if held.get("delta") is not None and held.get("delta_ci"):
+                made.append(line({**row, **held}) | {"held against": held["control"]})
+    return made
 
 
 def _other_ways(evidence: Evidence) -> list[Remedy]:
@@ -118,9 +124,9 @@ def only_shown(evidence: Evidence) -> list[Finding]:
     """Facts of the fine-tuning set are learned from the set; transfer shows on facts nobody showed (METHODS 4.3)."""
     shown, never = ([r for r in evidence.own() if r["group"] == group] for group in ("shown", "never_shown"))
     if not never:
-        raise NotChecked("these tasks hold no facts marked `never_shown`.")
+        raise NotChecked("these tasks hold no facts marked never_shown.")
     if not shown:
-        raise NotChecked("these tasks hold no facts marked `shown`.")
+        raise NotChecked("these tasks hold no facts marked shown.")
     learned, unseen = ([row for row in rows if row["delta_ci"][0] > 0] for rows in (shown, never))
     unseen = [row for row in unseen if row.get("claim") is not False]
     if not learned or unseen:
@@ -154,6 +160,7 @@ def crossed(evidence: Evidence) -> list[Finding]:
                 "Facts that only the teacher knew and nobody showed the student are the measure of transfer. "
                 + " ".join(f"{place(row)}: {words.reading(row)}" for row in never),
                 [line(row) | {"share arrived": row.get("share")} for row in never],
+                figure="gains",
             )
         ]
     shares = [row for row in there if row.get("share") is not None and row.get("share_ci")]
@@ -168,7 +175,7 @@ def crossed(evidence: Evidence) -> list[Finding]:
                 f"On facts nobody showed the student ({'; '.join(place(row) for row in there)}) the method is above "
                 "the student and every control" + (f". Of what only the teacher knew arrived: {much}." if much else ".")
             ),
-            [line(row) | {"share arrived": row.get("share")} for row in there],
+            _held_against(there),
             (
                 []
                 if len(evidence.config.run_seeds if evidence.config else ()) > 1
@@ -191,8 +198,8 @@ def forgetting(evidence: Evidence) -> list[Finding]:
     ]
     if not old:
         raise NotChecked(
-            "neither facts marked `known` nor a suite beside the run's own tasks was measured; "
-            "`evaluate.suites` can name some."
+            "neither facts marked known nor a suite beside the run's own tasks was measured; "
+            "evaluate.suites can name some."
         )
     lost = [row for row in old if row["delta_ci"][1] < 0]
     if not lost:

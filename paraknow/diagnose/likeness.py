@@ -33,7 +33,8 @@ def pairs_itself(evidence: Evidence) -> bool:
     own = evidence.aligned
     if own is None or not {"student_layer", "teacher_layer"} <= set(own):
         return False
-    return bool((own.model == evidence.examined).any())
+    paired = own.student_layer.notna() & own.teacher_layer.notna()
+    return bool((own.model.eq(evidence.examined) & paired).any())
 
 
 def strangers(evidence: Evidence) -> list[Finding]:

@@ -199,7 +199,7 @@ def interference(evidence: Evidence) -> list[Finding]:
     )
     both = block.merge(noise[[*keys, "interference"]], on=keys, suffixes=("", "_noise"))
     if len(both) < 2:
-        raise NotChecked("similarity.parts left `interference` out, or no block was located.")
+        raise NotChecked("similarity.parts left interference out, or no block was located.")
     above, low, high = interval(both.interference - both.interference_noise)
     if not low > 0:
         return []

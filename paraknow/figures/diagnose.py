@@ -58,7 +58,7 @@ DRAWINGS = {
         "difference in accuracy (points)",
         "Each mark is how much more often the method answers correctly than what is named on the left, on the same "
         "items, with its paired 95 % interval. A gain is the method's own only where every bar lies right of 0.",
-        ("on", "held against", "model"),
+        ("held against", "on"),
         _DIFFERENCE,
     ),
     "seeds": Drawing(
@@ -90,8 +90,8 @@ DRAWINGS = {
     ),
     "kinship": Drawing(
         "Kinship of paired layers",
-        "kinship (cosine of attention matrices, matched by vocabulary)",
-        "1: the same up to a change of basis. Pairs of one lineage reach 0.8 and more; strangers stay under the dotted "
+        "kinship",
+        "The cosine of the two models' attention matrices, matched by vocabulary; 1: the same up to a change of basis. Pairs of one lineage reach 0.8 and more; strangers stay under the dotted "
         "line. It reads weights alone, no text; one number a layer, so no interval.",
         across="student layer",
         across_title="student layer",
@@ -122,8 +122,8 @@ DRAWINGS = {
     "interference": Drawing(
         "Where the block's energy lies",
         "share of energy on directions of known text, mean over layers",
-        "How much of what would be added acts on directions that the student uses for what it knows. Open: noise of the "
-        "same size, and chance. Right of them, known facts are more in its way than those of noise.",
+        "How much of what would be added acts on directions that the student uses for what it knows. Open: noise of "
+        "the same size, and chance. Right of them, known facts are more in its way than those of noise.",
         labels=("module",),
         series=(
             Series("block", "the teacher's block", EXAMINED),
@@ -240,16 +240,11 @@ def _framed(figure: go.Figure, table: pd.DataFrame, drawing: Drawing, height: in
 def describe(name: str, numbers: Sequence[dict]) -> str:
     """The figure in words, for screen readers."""
     drawing, parts = DRAWINGS[name], []
+    columns = (drawing.across,) if drawing.across else drawing.labels
+    before = f"{drawing.across_title} " if drawing.across else ""
     for row in numbers:
-        label = " ".join(
-            str(row[c])
-            for c in ((drawing.across,) if drawing.across else drawing.labels)
-            if c and row.get(c) is not None
-        )
-        values = ", ".join(
-            f"{s.name} {MISSING if row.get(s.column) is None else row[s.column]}"
-            for s in drawing.series
-            if s.column in row
-        )
-        parts.append(f"{drawing.across_title + ' ' if drawing.across else ''}{label}: {values}")
-    return f"{drawing.title}. {drawing.axis}. " + "; ".join(parts[:40]) + "."
+        label = " ".join(str(row[c]) for c in columns if row.get(c) is not None)
+        held = {s.name: row.get(s.column) for s in drawing.series if s.column in row}
+        values = ", ".join(f"{name} {MISSING if value is None else value}" for name, value in held.items())
+        parts.append(f"{before}{label}: {values}")
+    return f"{drawing.title}. {drawing.axis}. {'; '.join(parts[:40])}."

@@ -10,7 +10,7 @@ import pandas as pd
 
 from paraknow import files, methods
 from paraknow.config import RunConfig
-from paraknow.diagnose import Evidence, Finding, findings
+from paraknow.diagnose import Evidence, Finding, findings, headline
 from paraknow.errors import InputError
 from paraknow.figures import losses
 from paraknow.runs import artifacts
@@ -68,8 +68,23 @@ def diagnose(run: Run) -> list[Finding]:
 def write(run: Run, ended: bool = False) -> list[Finding]:
     """The same into diagnose.json; `ended` as for `evidence`."""
     found = findings(evidence(run, ended))
-    files.write_json(run.path(FILE), {"run": run.id, "findings": [finding.plain() for finding in found]})
+    files.write_json(run.path(FILE), in_json(run, found))
     return found
+
+
+def in_json(run: Run, found: list[Finding]) -> Found:
+    """Findings as diagnose.json holds them."""
+    return {"run": run.id, "headline": headline(found), "findings": [finding.plain() for finding in found]}
+
+
+def sources(run: Run) -> list[str]:
+    """The files of a run that findings rest on, by their paths in it; those that are there."""
+    single = ["config.yaml", "environment.json", "events.jsonl", "evaluate/deltas.json", "adapters/reload.json"]
+    of_models = (
+        p.relative_to(run.folder).as_posix() for s in ("align", "tune") for p in run.path(s).glob("*/*.parquet")
+    )
+    names = [*single, *TABLES.values(), *sorted(name for name in of_models if BY_MODEL.fullmatch(name))]
+    return [name for name in names if run.path(*name.split("/")).is_file()]
 
 
 def table(folder: Path, name: str) -> pd.DataFrame:
