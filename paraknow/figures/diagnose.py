@@ -91,8 +91,9 @@ DRAWINGS = {
     "kinship": Drawing(
         "Kinship of paired layers",
         "kinship",
-        "The cosine of the two models' attention matrices, matched by vocabulary; 1: the same up to a change of basis. Pairs of one lineage reach 0.8 and more; strangers stay under the dotted "
-        "line. It reads weights alone, no text; one number a layer, so no interval.",
+        "The cosine of the two models' attention matrices, matched by vocabulary; 1: the same up to a change of basis. "
+        "Pairs of one lineage reach 0.8 and more; strangers stay under the dotted line. It reads weights alone, no "
+        "text; one number a layer, so no interval.",
         across="student layer",
         across_title="student layer",
         series=(Series("kinship", "kinship", EXAMINED),),
