@@ -15,6 +15,7 @@ from paraknow.config import RunConfig
 from paraknow.diagnose.finding import NotChecked, Remedy
 
 SLOWER = 1 / 3  # a step of about half a decade, as learning rates are usually searched
+KEYS = ("seed", "doc_id", "teacher_layer")  # of a row that is about something; an embedding has no layer
 TARGETS = ("shown", "never_shown", "all")  # groups that a transfer is to improve; `known` shows what it costs
 
 
@@ -51,10 +52,19 @@ class Evidence:
     moves_blocks: bool | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A table without the rows that do not say what they are about; None where none is left."""
+        held = getattr(self, name)
+        if held is None:
+            return None
+        whole = held.dropna(subset=[key for key in KEYS if key in held])
+        return whole if len(whole) else None
+
     def need(self, name: str) -> Any:
         """A field that a rule cannot do without. Raises NotChecked saying why it is not there."""
         value = getattr(self, name)
-        if value is None or (isinstance(value, pd.DataFrame) and value.empty):
+        value = self.table(name) if isinstance(value, pd.DataFrame) else value
+        if value is None:
             raise NotChecked(self.missing.get(name) or f"this run holds no {name}.")
         return value
 

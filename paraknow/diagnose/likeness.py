@@ -21,8 +21,8 @@ def pairs_of(evidence: Evidence) -> pd.DataFrame:
         own = evidence.need("aligned")
         own = own[own.model == evidence.examined]
         return own[names].dropna().drop_duplicates("student_layer").astype(int).sort_values("student_layer")
-    if evidence.blocks is not None and len(evidence.blocks):
-        inner = evidence.blocks[~evidence.blocks.module.isin(("embed", "lm_head"))]
+    if (blocks := evidence.table("blocks")) is not None:
+        inner = blocks[~blocks.module.isin(("embed", "lm_head"))]
         return inner[names].dropna().drop_duplicates("student_layer").astype(int).sort_values("student_layer")
     stitched = evidence.need("stitching")
     return stitched.loc[stitched.paired.eq(True), names].astype(int).sort_values("student_layer")
@@ -30,7 +30,7 @@ def pairs_of(evidence: Evidence) -> pd.DataFrame:
 
 def pairs_itself(evidence: Evidence) -> bool:
     """Whether the method pairs layers by a rule of its own, so that `locate.layers` changes nothing."""
-    own = evidence.aligned
+    own = evidence.table("aligned")
     if own is None or not {"student_layer", "teacher_layer"} <= set(own):
         return False
     paired = own.student_layer.notna() & own.teacher_layer.notna()
@@ -39,7 +39,7 @@ def pairs_itself(evidence: Evidence) -> bool:
 
 def strangers(evidence: Evidence) -> list[Finding]:
     """Kinship (METHODS 2.6, pairing `kin`) tells lineage from mere likeness; CKA and R² do not (docs/results.md)."""
-    found = evidence.aligned
+    found = evidence.table("aligned")
     if found is None or "kinship" not in found or found.kinship.isna().all():
         raise NotChecked("kinship is measured by the method transport with pairing: kin, which did not run.")
     own = found[found.model.eq(evidence.examined)] if (found.model == evidence.examined).any() else found

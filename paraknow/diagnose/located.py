@@ -96,9 +96,8 @@ def crossed_depth(evidence: Evidence) -> list[Finding]:
 def _teacher_layers(evidence: Evidence, own: np.ndarray) -> int:
     models = (evidence.environment or {}).get("models", {})
     layers = (models.get("teacher") or {}).get("layers")
-    found = (
-        evidence.stitching.teacher_layer.max() + 1 if evidence.stitching is not None and len(evidence.stitching) else 0
-    )
+    table = evidence.table("stitching")
+    found = 0 if table is None else table.teacher_layer.max() + 1
     most = max(int(found), int(own.max()) + 1)
     return max(most, layers) if isinstance(layers, int) and layers < 10_000 else most
 
@@ -106,8 +105,8 @@ def _teacher_layers(evidence: Evidence, own: np.ndarray) -> int:
 def _better_elsewhere(evidence: Evidence, pairs: pd.DataFrame) -> list[tuple[int, int, float, int, float]]:
     """Student layers whose teacher layer predicts them measurably worse than another one does: the intervals of their
     R² do not meet. (student layer, its teacher layer, R², the better layer, its R²)"""
-    table = evidence.stitching
-    if table is None or table.empty:
+    table = evidence.table("stitching")
+    if table is None:
         return []
     made = []
     for pair in lines(pairs):

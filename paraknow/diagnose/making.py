@@ -95,8 +95,8 @@ def control_same(evidence: Evidence) -> list[Finding]:
         raise NotChecked(evidence.missing.get("config") or "this run holds no config.")
     if not config.controls:
         raise NotChecked("no control ran beside the method.")
-    if evidence.checks is not None and len(evidence.checks):
-        named = list(dict.fromkeys(evidence.checks.loc[evidence.checks.same.eq(True), "model"]))
+    if (checks := evidence.table("checks")) is not None:
+        named = list(dict.fromkeys(checks.loc[checks.same.eq(True), "model"]))
     else:
         own = [r for r in evidence.need("rows") if r.get("model") == evidence.examined]
         held = {a["control"] for r in own for a in r.get("against") or ()}
@@ -161,9 +161,10 @@ def reloaded(evidence: Evidence) -> list[Finding]:
 
 def _unchecked(evidence: Evidence, found: dict[str, Any]) -> list[str]:
     """Models with weights that the check does not name."""
-    if evidence.starts is None:
+    starts = evidence.table("starts")
+    if starts is None:
         return []
-    made = {f"{m}/{int(s)}" for m, s in evidence.starts[["model", "seed"]].drop_duplicates().itertuples(index=False)}
+    made = {f"{m}/{int(s)}" for m, s in starts[["model", "seed"]].drop_duplicates().itertuples(index=False)}
     return sorted(made - set(found))
 
 

@@ -261,7 +261,7 @@ def thirds(values: np.ndarray) -> tuple[float, float, float]:
 
 def _stopped(evidence: Evidence) -> list[str]:
     """Models whose training was broken off and put back."""
-    checks = evidence.checks
+    checks = evidence.table("checks")
     if checks is None:
         return []
     early = checks[checks.kept_step.notna() & checks.steps.notna() & (checks.kept_step < checks.steps)]

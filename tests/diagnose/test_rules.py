@@ -139,7 +139,7 @@ def test_a_run_without_anything_says_why_of_every_rule() -> None:
 
 @pytest.mark.parametrize("name", [n for n in Evidence.__dataclass_fields__ if n != "missing"])
 def test_what_is_missing_is_said_and_breaks_nothing(name: str) -> None:
-    found = findings(replace(sound(), **{name: None}, missing={name: f"{name} was lost."}))
+    found = findings(replace(sound(items=made.items(n=4)), **{name: None}, missing={name: f"{name} was lost."}))
     assert name in OPTIONAL or any(f"{name} was lost." in f.says for f in found)
     assert not [f for f in found if f.severity in ("blocking", "warning")]
 
@@ -170,3 +170,42 @@ def test_candidates_that_do_not_fit_are_passed_over() -> None:
     odd["candidates"] = [["x"] if k % 3 == 0 else v for k, v in enumerate(odd.candidates)]
     assert of("not-read-out", sound(items=odd))[0].severity in ("note", "fine", "not checked")
     assert of("not-read-out", sound(items=odd.assign(target="nowhere")))[0].severity == "not checked"
+
+
+TABLES = [n for n in Evidence.__dataclass_fields__ if isinstance(getattr(sound(), n), pd.DataFrame)]
+
+
+SMALL = sound(items=made.items(n=4))
+
+
+def odd(name: str, kind: str) -> pd.DataFrame:
+    """A table with nothing but names, without rows, with one row, or with zeros for numbers."""
+    table = getattr(SMALL, name)
+    numbers = list(table.select_dtypes("number").columns)
+    kinds = {"none": table.iloc[:0], "one": table.iloc[:1], "missing": table.assign(**dict.fromkeys(numbers, NAN))}
+    return kinds.get(kind, table.assign(**dict.fromkeys(numbers, 0.0)))
+
+
+@pytest.mark.parametrize("kind", ["none", "one", "missing", "zero"])
+def test_odd_tables_break_nothing(kind: str) -> None:
+    assert len(findings(replace(SMALL, **{name: odd(name, kind) for name in TABLES}))) >= len(RULES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_one_table_without_numbers_breaks_nothing(name: str) -> None:
+    assert len(findings(replace(SMALL, **{name: odd(name, "missing")}))) >= len(RULES)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"model": "seeking", "suite": "x", "group": "known"}],
+        [
+            dict.fromkeys(made.row("seeking", "all", 1))
+            | {"model": "seeking", "suite": "s", "group": "shown", "against": []}
+        ],
+    ],
+)
+def test_rows_that_hold_little_break_nothing(rows: list[dict[str, Any]]) -> None:
+    assert len(findings(replace(SMALL, rows=rows))) >= len(RULES)
