@@ -39,11 +39,11 @@ def fill(config: RunConfig) -> None:
     state["t.device"], state["t.dtype"] = config.device, config.dtype
 
 
-def refill(run_id: str) -> None:
-    """The settings of a run, for running it again with changes."""
+def refill(run_id: str, changes: dict | None = None) -> None:
+    """The settings of a run, for running it again with changes: those given by dotted paths, and one's own."""
     try:
         if asked := store.named(run_id):
-            fill(asked.config())
+            fill(configs.changed(asked.config(), changes or {}))
     except ParaKnowError as error:
         st.session_state["refused"] = str(error)
 
@@ -232,8 +232,12 @@ if "t.pair.teacher" not in st.session_state:
     fill(presets.quick())
 if made := st.session_state.pop("t.submitted", None):
     st.toast(f"Queued: {shell.escape(made)}. It is shown at the top of this page.", icon=":material/schedule:")
-if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the Runs page
-    refill(asked)
+if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on the pages Runs and Diagnose
+    changes = st.session_state.pop("t.changes", None)
+    refill(asked, changes)
+    if changes:
+        listed = ", ".join(f"{k} = {v}" for k, v in changes.items())
+        st.info(f"Changed against {shell.escape(asked)}: {shell.escape(listed)}.", icon=":material/edit:")
 if chosen := st.session_state.pop("t.chosen", None):  # "Use this pair" on the Models page
     st.session_state.update({f"t.{name}": value for name, value in chosen.items()} | {"t.keep": True})
 st.subheader("Settings")

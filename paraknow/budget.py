@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from paraknow.models import Loaded
+    from paraknow.models import Loaded
 
 FIELDS = ("examples", "steps", "trainable", "added", "teacher_flops", "student_flops")
 SLACK = 1.05  # a method that used at most so much more than the examined one is not marked
@@ -25,6 +26,8 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
 
     Copies made inside the block count too. Hooks are removed afterwards.
     """
+    import torch
+
     spent = {"teacher_flops": 0.0, "student_flops": 0.0}
     handles = []
 

@@ -13,7 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_models, cli_runs, cli_sweep
+from paraknow import (
+    cli_audit,
+    cli_benchmarks,
+    cli_calibrate,
+    cli_cross,
+    cli_diagnose,
+    cli_models,
+    cli_runs,
+    cli_sweep,
+)
 from paraknow.errors import Cancelled, InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
@@ -30,6 +39,7 @@ app.command("cross")(cli_cross.cross)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.command("benchmarks")(cli_benchmarks.benchmarks)
 app.command("models")(cli_models.models)
+app.command("diagnose")(cli_diagnose.diagnose)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 
@@ -57,7 +67,7 @@ def _finish(run: Any, as_json: bool, extra: dict[str, Any] | None = None) -> Non
 def run_command(
     config: Annotated[Path | None, typer.Argument(help="A run's YAML file.")] = None,
     override: Set = None,
-    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
+    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "diagnose",
     resume: Annotated[str | None, typer.Option(help="Go on with a broken run, by id.")] = None,
     like: Annotated[
         str | None, typer.Option(help="A new run with the settings of this one, by id; --set changes some.")
@@ -71,7 +81,7 @@ def run_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry out a run: locate, similarity, align, tune, evaluate."""
+    """Carry out a run: locate, similarity, align, tune, evaluate, diagnose."""
     from paraknow import config as configs
     from paraknow import recipes
     from paraknow.checks import check

@@ -7,6 +7,7 @@ value, the description says which.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -347,6 +348,14 @@ def overridden(values: Any, overrides: list[str] | None) -> Any:
             raise InputError(f"--set {override!r}: expected key=value, such as locate.seeds=16.")
         _assign(values, key.split("."), yamls.parse(text, f"--set {override!r}: the value"), override)
     return values
+
+
+def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The config with other values at some dotted paths. Raises InputError for a value that is none."""
+    values = config.model_dump(mode="json")
+    for path, value in changes.items():
+        _assign(values, path.split("."), value, path)
+    return parse(values, "settings")
 
 
 def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:

@@ -277,11 +277,16 @@ def reload_check(
         raise RunError(f"reload check: the fresh process failed: {''.join(error.strip().splitlines()[-1:])}")
     differences = dict(zip(map(str, folders), map(json.loads, said.splitlines()), strict=True))
     for folder, difference in differences.items():
-        # float32 keeps seven digits, so the limit grows with the logits themselves
-        limit = TOLERANCE[student.model.dtype] * max(1.0, float(expected[Path(folder)].abs().max()) / 10)
+        limit = reload_limit(student.model.dtype, expected[Path(folder)])
         if not difference <= limit:
             raise RunError(f"reload check: {folder} gives logits that differ by {difference:.2g} (limit {limit:.0e}).")
     return differences
+
+
+def reload_limit(dtype: torch.dtype, logits: torch.Tensor) -> float:
+    """The largest difference a result loaded afresh may show. float32 keeps seven digits, so it grows with the logits
+    themselves."""
+    return TOLERANCE[dtype] * max(1.0, float(logits.abs().max()) / 10)
 
 
 def _watched(command: list[str], lines: int, progress: Progress) -> tuple[int, str, str]:

@@ -136,22 +136,22 @@ def note(text: str) -> None:
 
 
 def carry_out(
-    run: Run, until: str = "evaluate", skip: tuple[str, ...] = (), warm: dict[str, Any] | None = None
+    run: Run, until: str | None = None, skip: tuple[str, ...] = (), warm: dict[str, Any] | None = None
 ) -> None:
     """Run in the foreground with a bar per stage on a terminal, a line per stage elsewhere.
 
-    `warm` keeps loaded models between runs of one pair.
+    `until`: the last stage; all of them without it. `warm` keeps loaded models between runs of one pair.
     """
     import signal
 
-    from paraknow.runs.worker import execute, quiet
+    from paraknow.runs.worker import STAGE_NAMES, execute, quiet
 
     quiet()
     stop = _Stop(run)
     before = signal.signal(signal.SIGTERM, lambda *_: stop())
     try:
         with Bars(on_interrupt=stop) as bars:
-            execute(run, until, skip, bars.stage, warm=warm)
+            execute(run, until or STAGE_NAMES[-1], skip, bars.stage, warm=warm)
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

@@ -23,6 +23,7 @@ MADE_BY = {
     "tune": "tune",
     "evaluate": "evaluate",
     "environment.json": "load",
+    "diagnose.json": "diagnose",
 }
 
 

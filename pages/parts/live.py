@@ -14,9 +14,8 @@ from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
 from paraknow.runs import queue
 from paraknow.runs.events import EventsReader, Lines, harmless
-from paraknow.runs.store import Run
+from paraknow.runs.store import STAGE_NAMES, Run
 
-STAGES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 ACTIVE = ("queued", "running")
 LOG_LINES = 100
 RESTART = 15.0  # seconds between two attempts to start a worker: a new one needs a moment to take its lock
@@ -35,22 +34,23 @@ def progress(run: Run, status: dict[str, Any]) -> None:
     finished = status.get("stages") or []
     icon = shell.STATE_ICONS.get(state, "")
     if state == "queued":
-        before = [s for s in STAGES if s in finished]
+        before = [s for s in STAGE_NAMES if s in finished]
         goes_on = f" It goes on after what it had finished: {', '.join(before)}." if before else ""
         st.markdown(f"{icon} **Queued.** It starts when the runs before it have ended.{goes_on}")
         return
     if state == "running":
         step, total = status.get("step") or 0, status.get("total")
         share = min(1.0, step / total) if total else 0.0
-        number = STAGES.index(stage) + 1 if stage in STAGES else 1
+        number = STAGE_NAMES.index(stage) + 1 if stage in STAGE_NAMES else 1
         left = (
             f"about {shell.duration(status['eta'])} left in this stage"
             if status.get("eta") is not None
             else "time left not known yet"
         )
         count = f"step {step} of {total}" if total else "starting"
-        st.markdown(f"{icon} **Running**: stage {number} of {len(STAGES)}, {shell.escape(stage)} · {count} · {left}")
-        if before := [s for s in STAGES if s in finished and s != stage]:
+        place = f"stage {number} of {len(STAGE_NAMES)}, {shell.escape(stage)}"
+        st.markdown(f"{icon} **Running**: {place} · {count} · {left}")
+        if before := [s for s in STAGE_NAMES if s in finished and s != stage]:
             st.caption(f"Finished: {', '.join(before)}.")
         if run.cancelled():
             st.caption(f"It is asked to stop; if it has not after {queue.HARD:.0f} s, its process is ended.")
@@ -63,7 +63,7 @@ def progress(run: Run, status: dict[str, Any]) -> None:
     if status.get("finished") and status.get("started"):
         took = status["finished"] - status["started"]
     names = {"done": "Done", "failed": "Failed", "cancelled": "Cancelled", "lost": "Lost: its process is gone"}
-    done = ", ".join(s for s in STAGES if s in finished) or "none"
+    done = ", ".join(s for s in STAGE_NAMES if s in finished) or "none"
     st.markdown(
         f"{icon} **{names.get(state) or shell.escape(state)}** after {shell.duration(took)} · finished stages: {done}"
     )

@@ -79,6 +79,7 @@ PAGES = (
     ("transfer", "Transfer", ":material/sync_alt:"),
     ("benchmarks", "Benchmarks", ":material/bar_chart:"),
     ("ladder", "Ladder", ":material/stairs:"),
+    ("diagnose", "Diagnose", ":material/troubleshoot:"),
     ("runs", "Runs", ":material/list:"),
 )
 

@@ -124,7 +124,8 @@ class Method:
 
     needs: in words, for the catalogue. check(teacher, student, settings): refuses, before the first stage and from
     headers alone, a pair or a setting that cannot work; raises InputError naming it and what can be used instead.
-    locates: whether it works from what locating found, so that locating counts as its own cost.
+    locates: whether it works from what locating found, so that locating counts as its own cost. blocks: whether the
+    located blocks themselves are what it moves.
     holds(teacher, student, settings): numbers that aligning keeps beside both models, for the memory estimate, which
     counts them as float32. copies: whether it works on a copy of the student besides.
     decode(teacher's logits, student's logits, values): the logits of a result that is a decoder.
@@ -142,6 +143,7 @@ class Method:
     stands_alone: bool = False  # a control that is a model of its own ("zero"), not a variant ("seeking+noise")
     needs_clone: bool = False
     locates: bool = False
+    blocks: bool = False
     check: Callable[[Checkpoint, Checkpoint, Any], None] | None = None
     holds: Callable[[Checkpoint, Checkpoint, Any], int] | None = None
     copies: bool = False

@@ -28,4 +28,5 @@ METHOD = Method(
     cost="one backward pass of the teacher per seed, one SVD per student matrix, then fine-tuning",
     start=start,
     locates=True,
+    blocks=True,
 )

@@ -33,6 +33,8 @@ COLUMNS = {
     "similarity/spectra.parquet": "model layer module index size effective_rank shape0 shape1",
     "similarity/tasks.parquet": "module task other rank_correlation n",
     "tune/budgets.parquet": "model seed examples steps trainable added teacher_flops student_flops more",
+    "tune/changes.parquet": "model seed layer module rank norm weight_norm",
+    "tune/checks.parquet": "model seed same tuned start_difference tolerance moved steps kept_step",
     "evaluate/items.parquet": "task group doc_id model seed prompt target answer correct logprob",
 }
 _LABEL, _SEED, _NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", r"-?\d{1,10}", r"[a-z0-9_]{1,60}"
@@ -53,7 +55,7 @@ KINDS = {  # the files that pages, reports and adapters' users read; a bundle ho
 }
 TEXTS = frozenset("task model module by about other what kind source group prompt target answer doc_hash part".split())
 LISTS = frozenset("tokens logits more candidates candidate_logprobs".split())
-FLAGS = frozenset("chosen paired correct".split())
+FLAGS = frozenset("chosen paired correct same tuned".split())
 MAX_JSON = 64 * 2**20  # bytes: read into memory at once
 MAX_LINE = 2**20  # bytes of one event
 MAX_CELLS = 200_000_000  # of one table, as its footer counts them

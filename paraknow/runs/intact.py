@@ -18,7 +18,7 @@ from paraknow.runs.store import Run
 from paraknow.savepoint import ENDING
 
 MADE_BY = {"locate": "locate", "similarity": "similarity", "align": "align", "tune": "tune", "adapters": "tune"}
-MADE_BY |= {"evaluate": "evaluate"}
+MADE_BY |= {"evaluate": "evaluate", "diagnose.json": "diagnose"}
 
 
 def opens(path: Path) -> bool:
@@ -43,7 +43,7 @@ def mend(run: Run) -> tuple[list[str], list[str]]:
     """
     finished, removed = list(run.status()["stages"]), []
     for folder, stage in MADE_BY.items():
-        for path in sorted(run.path(folder).rglob("*")):
+        for path in [run.path(folder), *sorted(run.path(folder).rglob("*"))]:
             name = path.relative_to(run.folder)
             if not path.is_file() or path.name.startswith(".") or path.name.endswith(ENDING) or opens(path):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from paraknow import files
 from paraknow.errors import InputError
 from paraknow.evaluate import deltas
-from paraknow.runs import artifacts
+from paraknow.runs import artifacts, diagnosis
 from paraknow.runs.store import Run
 
 
@@ -24,4 +24,6 @@ def rescore(run: Run) -> int:
     config = run.config()
     rows = deltas.rows(items, controls, config.evaluate.resamples, config.seed)
     files.write_json(run.path("evaluate", "deltas.json"), {"run": run.id, "rows": rows})
+    if run.path(diagnosis.FILE).is_file():  # it rests on those rows
+        diagnosis.write(run)
     return len(rows)

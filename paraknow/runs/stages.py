@@ -1,5 +1,5 @@
-"""The stages of a run: load, locate, similarity, align, tune, evaluate. Each reads what earlier ones left in the run
-folder and writes its own artifacts, so that a broken run goes on where it stopped."""
+"""The stages of a run: load, locate, similarity, align, tune, evaluate, diagnose. Each reads what earlier ones left in
+the run folder and writes its own artifacts, so that a broken run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from paraknow import __version__, budget, files, results
-from paraknow.checkpoints import weights_hash
+from paraknow.checkpoints import same_vocabulary, weights_hash
 from paraknow.errors import RunError
 from paraknow.evaluate import deltas, kept
 from paraknow.evaluate.items import broken
@@ -24,7 +24,7 @@ from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Method
 from paraknow.models import Loaded, load
 from paraknow.progress import Progress, part
-from paraknow.runs import store
+from paraknow.runs import diagnosis, store
 from paraknow.runs.reuse import data_hashes
 from paraknow.runs.session import Session
 from paraknow.runs.transfer import stage_align, stage_tune
@@ -53,6 +53,7 @@ def stage_load(session: Session, progress: Progress) -> None:
             for number, (name, loaded) in enumerate(session.models.items())
         },
         "data": data_hashes(config, session.plans()),
+        "same_vocabulary": same_vocabulary(checked.teacher, checked.student),
     }
     _refuse_changes(session, environment)
     files.write_json(session.run.path("environment.json"), environment)
@@ -186,6 +187,12 @@ def _controls(session: Session) -> dict[str, list[str]]:
     return {candidates[0].label: kept}
 
 
+def stage_diagnose(session: Session, progress: Progress) -> None:
+    """Findings about the run into diagnose.json."""
+    diagnosis.write(session.run, ended=True)
+    progress(1, 1)
+
+
 STAGES: dict[str, Callable[[Session, Progress], None]] = {
     "load": stage_load,
     "locate": stage_locate,
@@ -193,4 +200,5 @@ STAGES: dict[str, Callable[[Session, Progress], None]] = {
     "align": stage_align,
     "tune": stage_tune,
     "evaluate": stage_evaluate,
+    "diagnose": stage_diagnose,
 }

@@ -34,6 +34,7 @@ from paraknow.runs import artifacts, index
 from paraknow.runs.events import EventsReader
 
 STATES: tuple[str, ...] = get_args(artifacts.State)
+STAGE_NAMES = ("load", "locate", "similarity", "align", "tune", "evaluate", "diagnose")
 IMPORTED = "imported.json"  # marks a run that came in a bundle
 RESERVE = 64 * 1024  # bytes kept aside so that "disk full" can still be written down
 OWN_PLACE = ("host", "pid", "born", "number", "priority", "device")  # of status.json: means nothing elsewhere

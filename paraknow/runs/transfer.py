@@ -15,6 +15,7 @@ from paraknow.errors import RunError
 from paraknow.locate.located import Located
 from paraknow.methods.base import Align, Candidate, Start
 from paraknow.progress import Progress, part
+from paraknow.runs import changes
 from paraknow.runs.session import Session
 from paraknow.savepoint import Savepoint
 
@@ -142,6 +143,7 @@ def stage_tune(session: Session, progress: Progress) -> None:
 
     tune/budgets.parquet says what each model was given: examples, steps, trainable and added parameters, the
     teacher's and the student's compute (FLOPs), and `more`: in which of these it got more than the examined method.
+    tune/changes.parquet and tune/checks.parquet: see changes.py.
     """
     config, student = session.config, session.models["student"]
     context = min(config.tune.max_length, student.architecture.context)
@@ -162,6 +164,8 @@ def stage_tune(session: Session, progress: Progress) -> None:
         _finish(session, candidate, seed, encoded.items, plain, probe, report)
         report(steps, steps)
     _budgets(session)
+    changes.write_changes(session)
+    changes.write_checks(session)
     _reload_all(session, probe, part(progress, len(jobs) * steps, whole, "reload check", scale=len(jobs)))
 
 
@@ -186,7 +190,9 @@ def _finish(
     elif start.matrices:
         model = results.rebuilt(student, start.matrices)
         facts["added"] = sum(p.numel() for p in model.parameters()) - student.checkpoint.parameters
-        _remember(session, candidate, seed, inject.probe_logits(model, probe), plain)
+        logits = inject.probe_logits(model, probe)
+        facts |= {"tuned": False, "moved": changes.moved(logits, plain)}
+        _remember(session, candidate, seed, logits, plain)
         results.export_checkpoint(student, model, folder, facts)
     else:
         _adapter(session, candidate, seed, start, items, plain, probe, facts, report)
@@ -216,8 +222,14 @@ def _adapter(
     student, teacher = session.models["student"], session.models["teacher"]
     with inject.attached(student, start) as wrapped:
         if start.tuned:
-            shift = float((inject.probe_logits(wrapped, probe) - plain).abs().max())
-            if not shift <= inject.TOLERANCE[student.model.dtype]:
+            shift, limit = (
+                changes.moved(inject.probe_logits(wrapped, probe), plain),
+                inject.TOLERANCE[student.model.dtype],
+            )
+            facts |= {"start_difference": shift, "tolerance": limit}
+            if not shift <= limit:
+                row = {"model": candidate.label, "seed": seed, "tuned": True, "same": False}
+                changes.write_checks(session, row | {"start_difference": shift, "tolerance": limit})
                 raise RunError(
                     f"tune: {candidate.label} does not start at the student; its logits differ by {shift:.2g}."
                 )
@@ -225,11 +237,10 @@ def _adapter(
             with budget.counting(teacher, student) as spent:
                 kept = _savepoint(session, "tune", candidate, seed, spent)
                 tuned = tune.fine_tune(wrapped, items, session.config.tune, seed, pad, report, savepoint=kept)
-            facts["start_difference"] = shift
             facts["examples"] = max(facts["examples"], len(items))
             facts["steps"] += tuned.steps
+            facts["kept_step"] = facts["steps"] - tuned.steps + tuned.kept_step
             if tuned.warning:
-                facts["kept_step"] = tuned.kept_step
                 session.warn(f"tune: {candidate.label}, seed {seed}: {tuned.warning}")
             facts["trainable"] = max(facts["trainable"], tuned.trainable)
             facts["student_flops"] += spent["student_flops"]
@@ -239,6 +250,7 @@ def _adapter(
             raise RunError(
                 f"tune: {candidate.label} is still the student after tuning; a larger tune.learning_rate may help."
             )
+        facts |= {"tuned": start.tuned, "moved": changes.moved(logits, plain)}
         _remember(session, candidate, seed, logits, plain)
         inject.export(wrapped, session.adapter(candidate, seed), student.checkpoint.spec, facts)
         if start.tuned:
@@ -277,6 +289,11 @@ def _reload_all(session: Session, probe: torch.Tensor, progress: Progress) -> No
     root = session.run.path("adapters")
     student = session.models["student"]
     differences = inject.reload_check(student, probe, expected, root, progress) if expected else {}
-    relative = {str(Path(folder).relative_to(root)): value for folder, value in differences.items()}
-    files.write_json(root / "reload.json", {"largest_difference": relative})
+    limits = {str(folder): inject.reload_limit(student.model.dtype, logits) for folder, logits in expected.items()}
+    found = {"largest_difference": differences, "limit": limits}
+    relative = {
+        name: {str(Path(folder).relative_to(root)): value for folder, value in values.items()}
+        for name, values in found.items()
+    }
+    files.write_json(root / "reload.json", relative)
     progress(1, 1)

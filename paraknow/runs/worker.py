@@ -26,9 +26,8 @@ from paraknow.checks import Checked, check, prepare
 from paraknow.errors import Cancelled, InputError, ResourceError, RunError
 from paraknow.progress import Progress
 from paraknow.runs import failures, processes, queue, store
-from paraknow.runs.store import Run
+from paraknow.runs.store import STAGE_NAMES, Run
 
-STAGE_NAMES = ("load", "locate", "similarity", "align", "tune", "evaluate")
 WRITE_EVERY = 0.5  # seconds between two writings of status.json
 RECENT = 20.0  # seconds of a stage that its speed is judged by at least
 log = logging.getLogger("paraknow")
@@ -71,7 +70,7 @@ class Reporter:
 
 def execute(
     run: Run,
-    until: str = "evaluate",
+    until: str = STAGE_NAMES[-1],
     skip: tuple[str, ...] = (),
     show: Callable[[str], Progress] | None = None,
     warm: dict[str, Any] | None = None,

@@ -41,7 +41,7 @@ pytestmark = [
     ),
 ]
 ROOT = Path(__file__).parents[2]
-PAGES = ("overview", "models", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "runs")
+PAGES = ("overview", "models", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "diagnose", "runs")
 READY = "[data-testid=stApp][data-test-script-state=notRunning]"
 RUN_SECONDS = 400
 

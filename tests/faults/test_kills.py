@@ -19,7 +19,7 @@ def test_a_full_disk_in_every_stage():
     except full_disk.NoDisk as reason:
         pytest.skip(f"no small disk can be mounted here: {reason}")
     *stages, whole, submitting = rows
-    assert [row["stage"] for row in stages] == ["load", "locate", "similarity", "align", "tune", "evaluate"]
+    assert [row["stage"] for row in stages] == ["load", "locate", "similarity", "align", "tune", "evaluate", "diagnose"]
     for row in stages:
         assert row["state"] == "failed" and "no space is left" in row["said"] and row["resumed"], row
         assert not row["unreadable"] and not row["half written"], row

@@ -19,7 +19,7 @@ from paraknow.runs import store
 from tests.pages import hostile
 from tests.pages.test_pages import ROOT, no_worker, run, show, warm_server  # noqa: F401 (fixtures)
 
-PAGES = ("overview", "models", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "runs")
+PAGES = ("overview", "models", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "diagnose", "runs")
 MARKDOWN = "markdown caption info warning error success title header subheader metric expander button tab".split()
 
 

@@ -19,7 +19,7 @@ from paraknow import files, resources
 from paraknow.runs import store
 from tests.pages import tables
 
-PAGES = ("overview", "models", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "runs")
+PAGES = ("overview", "models", "sensitivity", "similarity", "transfer", "benchmarks", "ladder", "diagnose", "runs")
 ROOT = Path(__file__).parents[2]
 NASTY = "**bold** <b>x</b> :red[y] $z$"
 

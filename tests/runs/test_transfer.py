@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from safetensors.torch import load_file
 
-from paraknow import cli, config, files
-from paraknow.runs import store, worker
+from paraknow import cli, config, files, inject
+from paraknow.errors import RunError
+from paraknow.runs import diagnosis, store, worker
 
 SMALL = {
     "task": "demo:people",
@@ -87,6 +90,44 @@ def test_budgets_say_what_each_was_given(done):
     assert rows.loc["zero", "student_flops"] == 0 and rows.loc["transport", "teacher_flops"] > 0
     assert list(rows.loc["transport", "more"]) == []
     assert rows.loc["widened", "added"] > 0
+
+
+def test_what_was_changed_is_measured_on_what_was_saved(done, pair):
+    run, base = done[0], {}
+    for path in (Path(pair["student"])).glob("*.safetensors"):
+        base |= load_file(path)
+    rows = pd.read_parquet(run.path("tune", "changes.parquet"))
+    saved = load_file(run.path("adapters", "gaussian", "0", "adapter_model.safetensors"))
+    for row in rows[rows.model == "gaussian"].itertuples():
+        part = "mlp" if row.module in ("gate", "up", "down") else "self_attn"
+        name = f"model.layers.{row.layer}.{part}.{row.module}_proj"
+        a, b = (saved[f"base_model.model.{name}.lora_{n}.weight"].double() for n in "AB")
+        assert row.norm == pytest.approx(float((b @ a).norm()), rel=1e-6)
+        assert row.weight_norm == pytest.approx(float(base[f"{name}.weight"].double().norm()), rel=1e-5)
+    assert rows[rows.model == "gaussian"].norm.min() > 0 and rows[rows.model == "zero"].norm.max() == 0
+    assert rows[rows.model == "widened"].norm.isna().all()  # other shapes
+    checks = pd.read_parquet(run.path("tune", "checks.parquet")).set_index("model")
+    assert list(checks.index) == LABELS
+    assert checks.loc["gaussian", "tuned"] and checks.loc["gaussian", "start_difference"] <= 1e-4
+    assert checks.loc["zero", "moved"] == 0 < checks.loc["gaussian", "moved"]
+    assert checks.moved.isna().sum() == 1  # the decoder changes no weights
+
+
+def test_the_last_stage_writes_findings_of_a_run_that_has_ended(done):
+    found = files.read_json(done[0].path("diagnose.json"))["findings"]
+    severities = {f["rule"]: f["severity"] for f in found}
+    assert severities["unfinished"] == severities["start-differs"] == severities["reload"] == "fine"
+    assert severities["change-size"] != "not checked" != severities["nothing-moved"]
+
+
+def test_a_start_that_differs_stops_the_run_and_is_written_down(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(inject, "TOLERANCE", dict.fromkeys(inject.TOLERANCE, -1.0))
+    values = {**SMALL, "pair": pair, "method": {"name": "gaussian", "rank": 2}, "baselines": [], "controls": ["zero"]}
+    run = store.create(config.parse(values), tmp_path, state="running")
+    with pytest.raises(RunError, match="does not start at the student"):
+        worker.execute(run)
+    found = {f.rule: f for f in diagnosis.diagnose(run)}
+    assert found["start-differs"].severity == found["unfinished"].severity == "blocking"
 
 
 def test_self_transport_loses_nothing(done):

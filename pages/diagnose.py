@@ -1,0 +1,201 @@
+"""Diagnose: what went well in a run, what is in the way of believing it, and what to try."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from pages.parts import artifacts, draw, shell
+from paraknow import config as configs
+from paraknow.diagnose import Finding, headline
+from paraknow.diagnose import evidence as counted
+from paraknow.errors import InputError
+from paraknow.figures import deltas, diagnose, losses, tables
+from paraknow.runs import diagnosis
+from paraknow.runs.store import Run
+
+LOOKS = {  # severity: icon, word
+    "blocking": (":material/block:", "In the way"),
+    "warning": (":material/warning:", "Warning"),
+    "note": (":material/info:", "Note"),
+    "good": (":material/check_circle:", "Good"),
+}
+PANELS = ("gains", "forgotten")  # evidence that is a panel of the Benchmarks page
+MOST = 4  # panels of one finding
+LINKS = {
+    "transfer": "Look at the run on Transfer",
+    "benchmarks": "Look further on Benchmarks",
+    "similarity": "Look further on Similarity",
+    "sensitivity": "Look further on Sensitivity",
+    "ladder": "Compare with the Ladder",
+    "runs": "Look at its files on Runs",
+}
+
+
+@st.cache_data(max_entries=16, show_spinner="Looking at the run …")
+def findings_of(folder: str, recorded: bool, content: tuple) -> list[Finding]:
+    """The findings about a run whose files and state are as `content` says."""
+    return diagnosis.diagnose(Run(Path(folder), recorded))
+
+
+def found_in(run: Run) -> list[Finding]:
+    """The findings about the run as it is now."""
+    content = tuple(artifacts.fingerprint(run, name) for name in diagnosis.sources(run))
+    status = run.status()
+    about = (status["state"], str(status.get("error")), tuple(status.get("stages", ())))
+    return findings_of(str(run.folder), run.recorded, (*content, about))
+
+
+def code(text: str) -> str:
+    """A rule's own words as Markdown, commands between backticks as code."""
+    return " ".join(
+        word if word.startswith("`") else shell.escape(word)
+        for word in re.split(r"(`[^`]*`\S*|\s)", text)
+        if word.strip()
+    )
+
+
+def panels(finding: Finding, key: str) -> None:
+    """Every model's difference to the student where the finding looked."""
+    rows = shell.read(artifacts.delta_rows, run)
+    if rows is None:
+        return
+    wanted = {line["on"] for line in finding.numbers if "on" in line}
+    kinds = tables.kinds(rows)
+    titles = artifacts.model_titles(run, list(kinds))
+    frame = tables.deltas_frame([row for row in rows if counted.place(row) in wanted], titles)
+    if frame.empty:
+        return
+    frame["kind"] = frame.model.map(kinds)
+    span, columns = deltas.limits(frame, deltas.DELTA), st.columns(2)
+    for number, ((suite, group), part) in enumerate(frame.groupby(["suite", "group"], sort=False)):
+        if number < MOST:
+            title = tables.panel_title(suite, group)
+            figure = deltas.panel(part, deltas.DELTA, title, titles, span, kinds)
+            with columns[number % 2]:
+                draw.plot(figure, f"{key}.{number}", deltas.describe(part, deltas.DELTA, title))
+    draw.how_to_read(
+        f"How much more often a model answers correctly than {shell.escape(titles['student'])}, the untouched student "
+        "(dotted line), on the same items, with its paired 95 % interval. The diamond is the method, the star the "
+        "teacher, open marks are controls."
+    )
+
+
+def curves(key: str) -> None:
+    """The losses of every model."""
+    table = diagnosis.evidence(run).losses
+    if table is None:
+        return
+    labels = [str(label) for label in dict.fromkeys(table.label)]
+    titles = artifacts.model_titles(run, labels)
+    kinds = {x: "control" if "+" in x else "baseline" for x in labels} | {labels[0]: "examined"}
+    last = table.groupby("label", sort=False).loss.last()
+    alt = "Fine-tuning loss; last values: " + "; ".join(f"{titles[str(k)]} {v:.2f}" for k, v in last.items()) + " nats."
+    draw.plot(losses.curves(table, kinds, titles), key, alt)
+    draw.how_to_read(
+        "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval). A curve "
+        "that ends above its beginning was made worse by training; one that stays level learned nothing."
+    )
+
+
+def evidence(finding: Finding, key: str) -> None:
+    """The finding's figure and its numbers."""
+    if finding.figure in PANELS:
+        panels(finding, key)
+    elif finding.figure == "losses":
+        curves(key)
+    elif figure := diagnose.draw(finding.figure, finding.numbers):
+        draw.plot(figure, key, diagnose.describe(finding.figure, finding.numbers))
+        draw.how_to_read(diagnose.DRAWINGS[finding.figure].reading)
+    if finding.numbers:
+        table = pd.DataFrame(list(finding.numbers))
+        with st.expander("The numbers"):
+            st.dataframe(table, hide_index=True, placeholder=shell.MISSING, alt="The numbers of this finding.")
+            draw.csv(table, f"{run.id}-{finding.rule}", key)
+
+
+def remedies(finding: Finding, key: str) -> None:
+    """What to try; a change of settings can be taken to the Transfer page."""
+    if not finding.remedies:
+        return
+    st.markdown("**What to try**")
+    for number, remedy in enumerate(finding.remedies):
+        text, button = st.columns([3, 1], vertical_alignment="center")
+        changes = ", ".join(f"`{name}: {_value(value)}`" for name, value in remedy.changes.items())
+        text.markdown(f"- {code(remedy.text)}" + (f" {changes}" if changes else ""))
+        if (
+            remedy.changes
+            and possible(remedy.changes)
+            and button.button(
+                "Clone the run with this change",
+                key=f"{key}.try.{number}",
+                icon=":material/content_copy:",
+                help="A new run: the form on the Transfer page is filled with this run's settings and this change.",
+            )
+        ):
+            st.session_state["t.refill"], st.session_state["t.changes"] = run.id, remedy.changes
+            st.switch_page("pages/transfer.py", query_params={"run": run.id})
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_value(v)}" for k, v in value.items())
+    return str(value).replace("`", "'")
+
+
+def possible(changes: dict[str, Any]) -> bool:
+    """Whether the run's settings can be changed so."""
+    try:
+        configs.changed(run.config(), changes)
+    except InputError:
+        return False
+    return True
+
+
+def card(finding: Finding, number: int) -> None:
+    """One finding."""
+    key, (icon, word) = f"d.{finding.rule}.{number}", LOOKS[finding.severity]
+    with st.container(border=True):
+        st.markdown(f"##### {icon} {word}: {shell.escape(finding.title)}")
+        st.markdown(shell.sentence(finding.says))
+        evidence(finding, key)
+        remedies(finding, key)
+        if finding.page:
+            shell.link(finding.page, LINKS[finding.page], run, ":material/arrow_forward:")
+
+
+def short_list(found: list[Finding], severity: str, title: str, about: str) -> None:
+    """Rules that found nothing, or could not look, a line each."""
+    part = [f for f in found if f.severity == severity]
+    st.subheader(f"{title} ({len(part)})")
+    if not part:
+        st.caption("None.")
+        return
+    st.caption(about)
+    st.markdown("\n".join(f"- **{shell.escape(f.title)}** {shell.sentence(f.says)}" for f in part))
+
+
+run = shell.current_run()
+shell.heading(
+    "Diagnose",
+    "What went well in this run, what is in the way of believing it, and what to try.",
+    run,
+)
+run = shell.need_run()
+found = shell.read(found_in, run)
+if found is not None:
+    st.subheader(shell.escape(headline(found)))
+    grave = [f for f in found if f.severity in LOOKS]
+    counts = {severity: sum(f.severity == severity for f in found) for severity in LOOKS}
+    st.caption(
+        " · ".join(f"{icon} {counts[s]} {word.lower()}" for s, (icon, word) in LOOKS.items() if counts[s])
+        or "No finding."
+    )
+    for number, finding in enumerate(grave):
+        card(finding, number)
+    short_list(found, "fine", "Checked and fine", "These questions were looked at, and nothing was found.")
+    short_list(found, "not checked", "Not checked", "These could not be looked at; that does not make them good.")
+    st.caption("The same on the command line:")
+    st.code(f"paraknow diagnose {run.id}", language="bash")
