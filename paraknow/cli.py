@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_runs, cli_sweep
+from paraknow import cli_ask, cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_runs, cli_sweep
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
 app.add_typer(cli_runs.app, name="runs")
+app.command("ask")(cli_ask.ask)
 app.command("audit")(cli_audit.audit)
 app.command("cross")(cli_cross.cross)
 app.command("calibrate")(cli_calibrate.calibrate)

@@ -10,6 +10,7 @@ Reading never raises: a damaged ask or answer is one that failed, with a sentenc
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -152,6 +153,11 @@ class Surprise(_Answer):
     model: Model
     loss: FiniteFloat
     tokens: list[Token]
+
+
+def likelihood(surprise: Surprise) -> dict[str, float]:
+    """The loss per answer token in nats, and the probability of the whole answer."""
+    return {"loss": surprise.loss, "probability": math.exp(sum(token.logprob for token in surprise.tokens))}
 
 
 class SensitivityAnswer(_Answer):
@@ -303,7 +309,7 @@ class Ask:
         if taken.get("host") != socket.gethostname():
             return True
         pid, born = taken.get("pid"), taken.get("born")
-        if not isinstance(pid, int) or not isinstance(born, int | float) or not 0 < pid < 2**31:
+        if not isinstance(pid, int) or not isinstance(born, float) or not 0 < pid < 2**31:
             return False
         return processes.same(pid, born) is not None
 
