@@ -23,7 +23,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """What teacher, student and every transferred student of a run answer to one prompt."""
-    from paraknow.runs import asks, queue, store
+    from paraknow.runs import questions, queue, store
     from paraknow.runs.worker import quiet
 
     run = store.find(run_id)
@@ -31,9 +31,9 @@ def ask(
     if sensitivity:
         if max_tokens is not None or seed is not None:
             raise InputError("--sensitivity looks at teacher and student alone; leave --max-tokens and --seed out.")
-        question = asks.question("sensitivity", **about)
+        question = questions.make("sensitivity", **about)
     else:
-        question = asks.question("answers", **about, seed=seed, max_tokens=32 if max_tokens is None else max_tokens)
+        question = questions.make("answers", **about, seed=seed, max_tokens=32 if max_tokens is None else max_tokens)
     quiet()
     from paraknow.runs import answering
 
@@ -48,14 +48,14 @@ def ask(
         found, _ = answering.answer(question, run)
     if as_json:
         emit({"run": run.id, "question": question.model_dump(mode="json"), **found.model_dump(mode="json")})
-    elif isinstance(found, asks.SensitivityAnswer):
-        table([{"model": one.model, **asks.likelihood(one)} for one in found.models], "How likely the answer is")
+    elif isinstance(found, questions.SensitivityAnswer):
+        table([{"model": one.model, **questions.likelihood(one)} for one in found.models], "How likely the answer is")
         cells = sorted(found.cells, key=lambda cell: -cell.share)
         rows = [{"model": c.model, "layer": c.layer, "matrix": c.module, "share": c.share} for c in cells]
         for name in question.model_dump()["models"]:
             own = [row for row in rows if row["model"] == name][:10]
             table(own, f"Share of |w · ∇| of the {name}'s parameters, the ten largest")
-    elif isinstance(found, asks.AnswersAnswer):
+    elif isinstance(found, questions.AnswersAnswer):
         table([_shown(one, bool(answer)) for one in found.models if one.missing is None], "Answers")
         for one in found.models:
             if one.missing is not None:

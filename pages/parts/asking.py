@@ -11,8 +11,9 @@ import streamlit as st
 
 from pages.parts import live, shell
 from paraknow.errors import ParaKnowError
-from paraknow.runs import asks, queue, store
-from paraknow.runs.asks import Question, State
+from paraknow.runs import asks, questions, queue, store
+from paraknow.runs.asks import State
+from paraknow.runs.questions import Question
 from paraknow.runs.store import Run
 
 EVERY = 0.4  # seconds between two looks at an answer that is waited for
@@ -41,10 +42,12 @@ def put(slot: str, run: Run, kind: str, values: Callable[[], dict[str, Any]]) ->
     """Put a question in the place of the one before; call it from a widget's callback."""
     drop(slot, run)
     try:
-        question = asks.question(kind, run=run.id, **values())
+        question = questions.make(kind, run=run.id, **values())
         made = Held(queue.ask(question).id, question, State("waiting"))
     except ParaKnowError as error:
         made = Held("", None, State("failed", error=str(error)))
+    except OSError as error:
+        made = Held("", None, State("failed", error=f"the question cannot be written down ({error.strerror})."))
     st.session_state[_key(slot, run)] = made
 
 

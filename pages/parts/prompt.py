@@ -10,7 +10,7 @@ import streamlit as st
 
 from pages.parts import asking, draw, shell
 from paraknow.figures import heatmaps, prompts
-from paraknow.runs import asks
+from paraknow.runs import questions
 from paraknow.runs.store import Run
 
 SIDES = ("teacher", "student")
@@ -27,9 +27,9 @@ def section(run: Run, task: str, whole: pd.DataFrame, titles: dict[str, str]) ->
         "its answer, in the models of this run."
     )
     with st.form("s.own", border=True):
-        st.text_area("Question", key="s.own.prompt", max_chars=asks.PROMPT, height=68, persist_state="session")
+        st.text_area("Question", key="s.own.prompt", max_chars=questions.PROMPT, height=68, persist_state="session")
         left, right = st.columns([3, 2], vertical_alignment="bottom")
-        left.text_input("Answer", key="s.own.answer", max_chars=asks.ANSWER, persist_state="session")
+        left.text_input("Answer", key="s.own.answer", max_chars=questions.ANSWER, persist_state="session")
         right.segmented_control(
             "Models",
             SIDES,
@@ -47,7 +47,7 @@ def section(run: Run, task: str, whole: pd.DataFrame, titles: dict[str, str]) ->
             args=("own", run, "sensitivity", _typed),
         )
     found = asking.answered("own", run)
-    if found is not None and isinstance(found.state.answer, asks.SensitivityAnswer):
+    if found is not None and isinstance(found.state.answer, questions.SensitivityAnswer):
         _drawn(run, found.question, found.state.answer, task, whole, titles)
 
 
@@ -58,7 +58,7 @@ def _typed() -> dict[str, Any]:
 
 
 def _drawn(
-    run: Run, question: Any, answer: asks.SensitivityAnswer, task: str, whole: pd.DataFrame, titles: dict[str, str]
+    run: Run, question: Any, answer: questions.SensitivityAnswer, task: str, whole: pd.DataFrame, titles: dict[str, str]
 ) -> None:
     st.caption("Question and answer")
     st.text(f"{question.prompt}\n{question.answer}")
@@ -99,9 +99,9 @@ def _drawn(
     draw.csv(cells.merge(table, on=["model", "layer", "module"], how="left"), f"{run.id}-own-prompt", "own")
 
 
-def _surprise(answer: asks.SensitivityAnswer, titles: dict[str, str]) -> None:
+def _surprise(answer: questions.SensitivityAnswer, titles: dict[str, str]) -> None:
     """How likely each model holds the answer, whole and token by token."""
-    told = pd.DataFrame([asks.likelihood(one) | {"model": titles[one.model]} for one in answer.models])
+    told = pd.DataFrame([questions.likelihood(one) | {"model": titles[one.model]} for one in answer.models])
     st.dataframe(
         told[["model", "loss", "probability"]],
         hide_index=True,
@@ -137,14 +137,14 @@ def single_weights(
     """
     if list(values.shape) == list(shape):
         return
-    small = region is not None and max(region.row_end - region.row, region.col_end - region.col) <= asks.SIDE
+    small = region is not None and max(region.row_end - region.row, region.col_end - region.col) <= questions.SIDE
     model, layer, module = place
     st.button(
         "Show single weights",
         key="s.single",
         icon=":material/grain:",
         disabled=not small,
-        help=f"For a box of at most {asks.SIDE} × {asks.SIDE} weights: draw one on the map first.",
+        help=f"For a box of at most {questions.SIDE} × {questions.SIDE} weights: draw one on the map first.",
         on_click=asking.put,
         args=("single", run, "region", lambda: _asked(place, region)),
     )
@@ -152,7 +152,7 @@ def single_weights(
     if not small or asked is None or (asked.question is not None and not _about(asked.question, place, region)):
         return
     found = asking.answered("single", run)
-    if found is None or not isinstance(found.state.answer, asks.RegionAnswer) or found.state.values is None:
+    if found is None or not isinstance(found.state.answer, questions.RegionAnswer) or found.state.values is None:
         return
     exact, n = found.state.values, found.state.answer.examples
     title = f"{titles[model]}: |w · ∇| of single weights of {module} in layer {layer}"

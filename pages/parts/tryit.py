@@ -11,7 +11,7 @@ from pages.parts import artifacts, asking, draw, shell
 from paraknow import data
 from paraknow.errors import InputError
 from paraknow.evaluate import items as stored
-from paraknow.runs import asks
+from paraknow.runs import questions
 from paraknow.runs.store import Run
 
 ACROSS = 3
@@ -31,12 +31,12 @@ def section(run: Run, titles: dict[str, str]) -> None:
         return
     _fill(run)
     with st.form("b.try", border=True):
-        st.text_area("Prompt", key="b.try.prompt", max_chars=asks.PROMPT, height=100, persist_state="session")
+        st.text_area("Prompt", key="b.try.prompt", max_chars=questions.PROMPT, height=100, persist_state="session")
         a, b, c = st.columns([3, 1, 1], vertical_alignment="bottom")
         a.text_input(
-            "Expected answer (may be empty)", key="b.try.answer", max_chars=asks.ANSWER, persist_state="session"
+            "Expected answer (may be empty)", key="b.try.answer", max_chars=questions.ANSWER, persist_state="session"
         )
-        b.number_input("Tokens at most", 1, asks.TOKENS, TOKENS, key="b.try.tokens", persist_state="session")
+        b.number_input("Tokens at most", 1, questions.TOKENS, TOKENS, key="b.try.tokens", persist_state="session")
         if len(seeds) > 1:
             c.selectbox("Seed", seeds, key=f"b.try.seed.{run.id}", help="Of the transferred students.")
         st.checkbox(
@@ -53,9 +53,10 @@ def section(run: Run, titles: dict[str, str]) -> None:
             args=("try", run, "answers", lambda: _typed(run)),
         )
     found = asking.answered("try", run)
-    if found is not None and isinstance(found.state.answer, asks.AnswersAnswer):
+    if found is not None and isinstance(found.state.answer, questions.AnswersAnswer):
         st.caption("Prompt")
-        st.text(found.question.prompt if found.question and not isinstance(found.question, asks.RegionQuestion) else "")
+        question: Any = found.question
+        st.text(question.prompt)
         _drawn(run, found.state.answer, titles)
 
 
@@ -101,7 +102,7 @@ def _filled(prompt: str, target: str) -> None:
     )
 
 
-def _drawn(run: Run, answer: asks.AnswersAnswer, titles: dict[str, str]) -> None:
+def _drawn(run: Run, answer: questions.AnswersAnswer, titles: dict[str, str]) -> None:
     names = {one.label: titles.get(one.label) or one.label for one in answer.models}
     names |= {k: v for k, v in artifacts.model_titles(run, list(names)).items() if k not in titles}
     said = [one for one in answer.models if one.missing is None]
@@ -132,7 +133,7 @@ def _drawn(run: Run, answer: asks.AnswersAnswer, titles: dict[str, str]) -> None
     draw.csv(table, f"{run.id}-tried", "tried")
 
 
-def _sure(one: asks.Said) -> str:
+def _sure(one: questions.Said) -> str:
     how = "ended by itself" if one.ended else "stopped at the limit"
     text = f"{one.tokens} tokens, {how} · log-probability {_nats(one.mean_logprob)} per token"
     if one.rank is not None:

@@ -22,9 +22,10 @@ from paraknow.locate.located import seed_examples
 from paraknow.memory import Case
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
-from paraknow.runs import asks, pairs, queue, store
-from paraknow.runs.asks import Answer, Ask, Question
+from paraknow.runs import pairs, questions, queue, store
+from paraknow.runs.asks import Ask
 from paraknow.runs.pairs import Warm
+from paraknow.runs.questions import Answer, Question
 from paraknow.runs.store import Run
 
 SAY_EVERY = 0.5  # seconds between two writings of how far it is
@@ -69,9 +70,9 @@ def answer(
     """
     config = run.config()
     models = _pair(question, run, config, {} if warm is None else warm, progress)
-    if isinstance(question, asks.SensitivityQuestion):
+    if isinstance(question, questions.SensitivityQuestion):
         return _sensitivity(question, models), None
-    if isinstance(question, asks.AnswersQuestion):
+    if isinstance(question, questions.AnswersQuestion):
         return _answers(question, run, config, models, progress), None
     return _region(question, run, config, models, progress)
 
@@ -93,7 +94,7 @@ def _pair(question: Question, run: Run, config: RunConfig, warm: Warm, progress:
     free = Free.now(config.device)
     case = Case(*pair, methods.candidates(config), free.device, {})
     room = free.bytes + pairs.held(warm, config, pair, free.device)
-    stage = "load" if isinstance(question, asks.AnswersQuestion) else "locate"  # what it is most like
+    stage = "load" if isinstance(question, questions.AnswersQuestion) else "locate"  # what it is most like
     if (need := case.need(config).stages[stage].total) > room:
         raise ResourceError(f"memory: this needs about {gib(need)} on {free.device}, and {gib(room)} are free.")
     models = dict(warm.get("models", {}))
@@ -118,22 +119,22 @@ def _refuse_others(run: Run, pair: tuple[Checkpoint, Checkpoint]) -> None:
 # -- the answers -----------------------------------------------------------------------------------------
 
 
-def _sensitivity(question: asks.SensitivityQuestion, models: dict[str, Loaded]) -> asks.SensitivityAnswer:
+def _sensitivity(question: questions.SensitivityQuestion, models: dict[str, Loaded]) -> questions.SensitivityAnswer:
     surprises, cells = [], []
     for name in dict.fromkeys(question.models):
         found = prompts.sensitivity_of(models[name], question.prompt, question.answer, question.raw)
-        surprises.append(asks.Surprise(model=name, loss=found.loss, tokens=_tokens(found.tokens)))
-        cells += [asks.Cell.model_validate({"model": name, **row}) for row in found.table.to_dict("records")]
-    return asks.SensitivityAnswer(models=surprises, cells=cells)
+        surprises.append(questions.Surprise(model=name, loss=found.loss, tokens=_tokens(found.tokens)))
+        cells += [questions.Cell.model_validate({"model": name, **row}) for row in found.table.to_dict("records")]
+    return questions.SensitivityAnswer(models=surprises, cells=cells)
 
 
-def _tokens(found: prompts.Tokens) -> list[asks.Token]:
-    return [asks.Token(text=text, logprob=value) for text, value in found]
+def _tokens(found: prompts.Tokens) -> list[questions.Token]:
+    return [questions.Token(text=text, logprob=value) for text, value in found]
 
 
 def _answers(
-    question: asks.AnswersQuestion, run: Run, config: RunConfig, models: dict[str, Loaded], progress: Progress
-) -> asks.AnswersAnswer:
+    question: questions.AnswersQuestion, run: Run, config: RunConfig, models: dict[str, Loaded], progress: Progress
+) -> questions.AnswersAnswer:
     """Teacher, student and every transferred student. What cannot be tried is named with its reason."""
     candidates = methods.candidates(config)
     seed = config.run_seeds[0] if question.seed is None else question.seed
@@ -141,7 +142,7 @@ def _answers(
         raise InputError(f"seed {seed}: this run has {', '.join(map(str, config.run_seeds))}.")
     whole = len(candidates) + 2
 
-    def said(number: int, label: str, loaded: Loaded, seed: int | None = None, model: Any = None) -> asks.Said:
+    def said(number: int, label: str, loaded: Loaded, seed: int | None = None, model: Any = None) -> questions.Said:
         report = part(progress, number * 1000, whole * 1000, label, scale=1000)
         given = (question.answer, question.max_tokens, model, question.raw)
         return _said(label, seed, prompts.answer_of(loaded, question.prompt, *given, report))
@@ -150,7 +151,7 @@ def _answers(
     for number, candidate in enumerate(candidates):
         folder = run.path("adapters", candidate.label, str(seed))
         if reason := _missing(run, folder):
-            found.append(asks.Said(label=candidate.label, seed=seed, missing=reason))
+            found.append(questions.Said(label=candidate.label, seed=seed, missing=reason))
             continue
         progress(number + 2, whole, candidate.label)
         try:
@@ -159,8 +160,8 @@ def _answers(
         except (Cancelled, InputError):
             raise
         except ParaKnowError as error:  # one damaged adapter does not keep the others from answering
-            found.append(asks.Said(label=candidate.label, seed=seed, missing=str(error)))
-    return asks.AnswersAnswer(models=found)
+            found.append(questions.Said(label=candidate.label, seed=seed, missing=str(error)))
+    return questions.AnswersAnswer(models=found)
 
 
 def _missing(run: Run, folder: Path) -> str | None:
@@ -174,9 +175,9 @@ def _missing(run: Run, folder: Path) -> str | None:
     return None
 
 
-def _said(label: str, seed: int | None, found: prompts.Answered) -> asks.Said:
+def _said(label: str, seed: int | None, found: prompts.Answered) -> questions.Said:
     expected = sum(value for _, value in found.expected) if found.expected else math.nan
-    return asks.Said(
+    return questions.Said(
         label=label,
         seed=seed,
         text=found.text,
@@ -190,8 +191,8 @@ def _said(label: str, seed: int | None, found: prompts.Answered) -> asks.Said:
 
 
 def _region(
-    question: asks.RegionQuestion, run: Run, config: RunConfig, models: dict[str, Loaded], progress: Progress
-) -> tuple[asks.RegionAnswer, np.ndarray]:
+    question: questions.RegionQuestion, run: Run, config: RunConfig, models: dict[str, Loaded], progress: Progress
+) -> tuple[questions.RegionAnswer, np.ndarray]:
     """As locating summed them: over the seed examples of all its tasks."""
     loaded, items = models[question.model], []
     for name in config.located_on:
@@ -200,7 +201,7 @@ def _region(
     layer = loaded.architecture.layer_of(question.module, question.layer)
     report: Callable[..., None] = part(progress, 0, len(items), f"{question.module} of layer {layer}")
     values = prompts.region(loaded, items, layer, question.module, question.rows, question.cols, report)
-    return asks.RegionAnswer(rows=question.rows, cols=question.cols, examples=len(items)), values.numpy()
+    return questions.RegionAnswer(rows=question.rows, cols=question.cols, examples=len(items)), values.numpy()
 
 
 def _same_data(run: Run, task: data.Task) -> data.Task:

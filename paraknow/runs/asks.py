@@ -10,7 +10,6 @@ Reading never raises: a damaged ask or answer is one that failed, with a sentenc
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -21,183 +20,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from paraknow import access, files, limits
-from paraknow.config import EMBEDDING, MODULES, Part
 from paraknow.errors import InputError
-from paraknow.runs import processes, store
+from paraknow.runs import processes, questions
+from paraknow.runs.questions import Answer, Question, RegionAnswer
 
 FOLDER = ".asks"  # of a runs folder; hidden, so that no listing of runs looks into it
 ID = re.compile(r"\d{20}-[0-9a-f]{16}")
 KEPT = 3600.0  # seconds after which an ask is removed, answered or not
 MOST = 100  # asks in the mailbox
 ATTEMPTS = 2  # times an ask is handed out: once more where a supervisor is gone with it
-PROMPT, ANSWER, TOKENS, SIDE = 8000, 2000, 256, 512  # characters; tokens to be written; weights a side
 MAX_ASK, MAX_ANSWER, MAX_VALUES = 256 * 2**10, 16 * 2**20, 4 * 2**20  # bytes
-
-Model = Literal["teacher", "student"]
-
-
-# -- questions -------------------------------------------------------------------------------------------
-
-
-class _Question(Part):
-    """A question about one run. raw: the prompt as it stands, without a chat template or "Question:" around it."""
-
-    run: Annotated[str, Field(pattern=f"^{store.ID}$")]
-
-
-class SensitivityQuestion(_Question):
-    """|w · ∇| of one prompt and its answer, per matrix."""
-
-    kind: Literal["sensitivity"] = "sensitivity"
-    prompt: str = Field(max_length=PROMPT, pattern=r"\S")
-    answer: str = Field(max_length=ANSWER, pattern=r"\S")
-    models: tuple[Model, ...] = Field(("teacher", "student"), min_length=1, max_length=2)
-    raw: bool = False
-
-
-class AnswersQuestion(_Question):
-    """What every model of the run answers to one prompt. answer: what is expected, if anything. seed: of the
-    transferred students; the run's first by default."""
-
-    kind: Literal["answers"] = "answers"
-    prompt: str = Field(max_length=PROMPT, pattern=r"\S")
-    answer: str = Field("", max_length=ANSWER)
-    max_tokens: int = Field(32, ge=1, le=TOKENS)
-    seed: int | None = None
-    raw: bool = False
-
-
-class RegionQuestion(_Question):
-    """|w · ∇| of single weights over the run's seed examples; ends of rows and columns are excluded."""
-
-    kind: Literal["region"] = "region"
-    model: Model
-    layer: int = Field(ge=-1, le=10_000)
-    module: Literal[*MODULES, *EMBEDDING]  # type: ignore[valid-type]
-    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
-    cols: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
-
-    @model_validator(mode="after")
-    def _size(self) -> RegionQuestion:
-        for name, (low, high) in (("rows", self.rows), ("cols", self.cols)):
-            if not 1 <= high - low <= SIDE:
-                raise ValueError(f"{name}: {low} to {high} are {high - low}; 1 to {SIDE} are accepted")
-        return self
-
-
-Question = SensitivityQuestion | AnswersQuestion | RegionQuestion
-_QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")])
-
-
-def question(kind: str, **values: Any) -> Question:
-    """A checked question. Raises InputError naming the field and what is accepted."""
-    try:
-        return _QUESTION.validate_python({"kind": kind, **values})
-    except ValidationError as error:
-        raise InputError(_sentence(error)) from None
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first thing wrong with a question, as one sentence."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = [str(p) for p in first["loc"] if p not in ("sensitivity", "answers", "region")]
-    name, limit = ".".join(place[:1]) or "question", (first.get("ctx") or {}).get("max_length")
-    if first["type"] == "string_pattern_mismatch" and name in ("prompt", "answer"):
-        return f"{name}: it is empty; at least one character is needed."
-    if first["type"] == "string_too_long":
-        return f"{name}: it is too long; at most {limit} characters are accepted."
-    if first["type"] == "string_unicode":
-        return f"{name}: it holds half a character (a lone surrogate); write it again."
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{name}: {said[:1].lower()}{said[1:]}."
-
-
-# -- answers ---------------------------------------------------------------------------------------------
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class Token(_Answer):
-    """A token's text and its log-probability in nats."""
-
-    text: str
-    logprob: FiniteFloat
-
-
-class Cell(_Answer):
-    """The sensitivity of one parameter of a model; the columns of locate/sensitivity.parquet."""
-
-    model: Model
-    layer: int
-    module: str
-    sum: FiniteFloat
-    mean: FiniteFloat
-    max: FiniteFloat
-    share: FiniteFloat
-
-
-class Surprise(_Answer):
-    """What a model makes of the answer: loss in nats per answer token, and its tokens."""
-
-    model: Model
-    loss: FiniteFloat
-    tokens: list[Token]
-
-
-def likelihood(surprise: Surprise) -> dict[str, float]:
-    """The loss per answer token in nats, and the probability of the whole answer."""
-    return {"loss": surprise.loss, "probability": math.exp(sum(token.logprob for token in surprise.tokens))}
-
-
-class SensitivityAnswer(_Answer):
-    kind: Literal["sensitivity"] = "sensitivity"
-    models: list[Surprise]
-    cells: list[Cell]
-
-
-class Said(_Answer):
-    """What one model answered. `missing` says why one did not; then the rest is empty. `expected` is the expected
-    answer's log-probability (nats, summed over `expected_tokens`), `rank` that of its first token."""
-
-    label: str
-    seed: int | None = None
-    text: str = ""
-    tokens: int = 0
-    ended: bool = False
-    mean_logprob: FiniteFloat | None = None
-    expected: FiniteFloat | None = None
-    expected_tokens: int | None = None
-    rank: int | None = None
-    missing: str | None = None
-
-
-class AnswersAnswer(_Answer):
-    kind: Literal["answers"] = "answers"
-    models: list[Said]
-
-
-class RegionAnswer(_Answer):
-    """Of single weights; their values are in answer.safetensors, (rows, cols). examples: how many were summed."""
-
-    kind: Literal["region"] = "region"
-    rows: Annotated[tuple[int, int], Field(strict=False)]  # JSON has lists
-    cols: Annotated[tuple[int, int], Field(strict=False)]
-    examples: int
-
-
-Answer = SensitivityAnswer | AnswersAnswer | RegionAnswer
-_ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
@@ -246,10 +86,7 @@ class Ask:
 
     def question(self) -> Question | None:
         """What is asked; None where that cannot be read."""
-        try:
-            return _QUESTION.validate_python(self._read("ask.json", MAX_ASK).get("question"))
-        except ValidationError:
-            return None
+        return questions.read(self._read("ask.json", MAX_ASK).get("question"))
 
     def state(self) -> State:
         """How it stands."""
@@ -270,9 +107,8 @@ class Ask:
         )
         if found.get("error"):
             return State("failed", error=str(found["error"])[:2000])
-        try:
-            answer = _ANSWER.validate_python(found.get("answer"))
-        except ValidationError:
+        answer = questions.read_answer(found.get("answer"))
+        if answer is None:
             return damaged
         if not isinstance(answer, RegionAnswer):
             return State("done", answer=answer)
@@ -349,8 +185,11 @@ class Ask:
 
     def fail(self, sentence: str) -> None:
         """Write down why there is no answer; nothing where there is one by now."""
-        if not self.path("answer.json").exists():
-            self._write("answer.json", {"error": sentence})
+        try:
+            if not self.path("answer.json").exists():
+                self._write("answer.json", {"error": sentence})
+        except OSError:  # no space is left: whoever waits sees that it is gone
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         if self.folder.is_dir():  # else it was cancelled or removed: writing would make it anew

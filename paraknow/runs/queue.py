@@ -22,7 +22,8 @@ from paraknow.checks import Checked, check
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
 from paraknow.runs import asks, processes, store
-from paraknow.runs.asks import Ask, Question
+from paraknow.runs.asks import Ask
+from paraknow.runs.questions import Question
 from paraknow.runs.store import Run
 
 IDLE = 600.0  # seconds without a run after which a worker leaves: only its end surely gives a GPU's memory back

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -104,14 +105,15 @@ class Supervisor:
         """
         self.leaving = True
         if self.under_way is not None:
-            self.under_way.path("cancel").touch()
+            with suppress(OSError):  # its folder may just have been removed
+                self.under_way.path("cancel").touch()
 
     def serve(self) -> None:
         """Take run after run."""
         last = time.monotonic()
         try:
             while not self.leaving and (self.idle is None or time.monotonic() - last < self.idle):
-                if ask := asks.take(self.root, self._serves):
+                if ask := self._asked():
                     self.under_way = ask
                     self._answer(ask)
                     self.under_way = None
@@ -135,6 +137,14 @@ class Supervisor:
 
     def _serves(self, device: str) -> bool:
         return queue.serves(self.device, device)
+
+    def _asked(self) -> Ask | None:
+        """The next question; none where the mailbox cannot be written, which does not hold up the queue."""
+        try:
+            return asks.take(self.root, self._serves)
+        except OSError as error:
+            print(f"{self.root / asks.FOLDER}: {error}", file=sys.stderr, flush=True)
+            return None
 
     def _rest(self) -> None:
         """Sleep until the next look at the queue, or until somebody asks something: they are waiting at a page."""

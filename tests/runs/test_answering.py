@@ -13,7 +13,7 @@ from paraknow import config as configs
 from paraknow.checkpoints import weights_hash
 from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.methods.base import Start
-from paraknow.runs import answering, asks, failures, queue, store, supervisor, worker
+from paraknow.runs import answering, asks, failures, questions, queue, store, supervisor, worker
 from paraknow.runs.store import Run
 from tests.processes import end_serving, until
 from tests.runs import packed
@@ -42,9 +42,9 @@ def run(runs: Path, tiny_pair) -> Run:
     return made
 
 
-def answers(run: Run, **values: object) -> asks.Question:
+def answers(run: Run, **values: object) -> questions.Question:
     given = {"run": run.id, "prompt": PROMPT, "answer": ANSWER, "max_tokens": 4, **values}
-    return asks.question("answers", **given)
+    return questions.make("answers", **given)
 
 
 def weights(loaded: models.Loaded) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def weights(loaded: models.Loaded) -> dict[str, torch.Tensor]:
 def test_every_model_answers_and_the_student_stays_what_it_is(run):
     warm: dict = {}
     before = packed.snapshot(run.folder)
-    answering.answer(asks.question("sensitivity", run=run.id, prompt=PROMPT, answer=ANSWER), run, warm)
+    answering.answer(questions.make("sensitivity", run=run.id, prompt=PROMPT, answer=ANSWER), run, warm)
     student, was = warm["models"]["student"], weights(warm["models"]["student"])
     found, _ = answering.answer(answers(run), run, warm)
     assert [one.label for one in found.models] == ["teacher", "student", *MADE]
@@ -98,7 +98,7 @@ def test_weights_from_elsewhere_are_not_loaded(run):
 
 def test_other_models_or_data_are_refused(run, tiny_pair):
     hashes = {n: {"sha256": weights_hash(m.checkpoint)} for n, m in zip(answering.SIDES, tiny_pair, strict=True)}
-    question = asks.question("region", run=run.id, model="student", layer=0, module="q", rows=(0, 2), cols=(0, 2))
+    question = questions.make("region", run=run.id, model="student", layer=0, module="q", rows=(0, 2), cols=(0, 2))
     files.write_json(run.path("environment.json"), {"models": hashes, "data": {"demo:people": "other"}})
     with pytest.raises(InputError, match="its data are not those of this run"):
         answering.answer(question, run)
@@ -165,7 +165,7 @@ def test_questions_come_before_queued_runs_and_none_is_stuck(run, runs, monkeypa
         def answer(self, ask: asks.Ask) -> bool:
             told.append(ask.id)
             if ask.id == first.id:
-                ask.done(asks.AnswersAnswer(models=[]))
+                ask.done(questions.AnswersAnswer(models=[]))
             return ask.id != deadly.id
 
         def end(self) -> None: ...
@@ -184,7 +184,7 @@ def test_a_worker_answers(runs, monkeypatch):
     try:
         for limit in (90, 10):
             ask = queue.ask(
-                asks.question("sensitivity", run=recorded.id, prompt=PROMPT, answer=ANSWER, models=["student"]), runs
+                questions.make("sensitivity", run=recorded.id, prompt=PROMPT, answer=ANSWER, models=["student"]), runs
             )
             until(lambda ask=ask: ask.state().over, limit)
             assert ask.state().error == ""

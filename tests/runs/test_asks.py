@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from paraknow import access, files, limits
 from paraknow.errors import InputError
-from paraknow.runs import asks, queue, store
+from paraknow.runs import asks, questions, queue, store
 from tests.runs import packed
 
-SAID = asks.AnswersAnswer(models=[asks.Said(label="teacher", text="a", tokens=1, mean_logprob=-1.0)])
+SAID = questions.AnswersAnswer(models=[questions.Said(label="teacher", text="a", tokens=1, mean_logprob=-1.0)])
 
 
 def everywhere(device: str) -> bool:
@@ -26,12 +26,12 @@ def everywhere(device: str) -> bool:
 
 def put(root: Path, kind: str = "answers", **values: object) -> asks.Ask:
     given: dict = {"run": "some-run", "prompt": "q", **values}
-    return asks.put(asks.question(kind, **given), root, "cpu")
+    return asks.put(questions.make(kind, **given), root, "cpu")
 
 
-def region(**values: object) -> asks.Question:
+def region(**values: object) -> questions.Question:
     place = {"run": "r", "model": "teacher", "layer": 0, "module": "q", "rows": (0, 2), "cols": (0, 3), **values}
-    return asks.question("region", **place)
+    return questions.make("region", **place)
 
 
 def gone(ask: asks.Ask) -> None:
@@ -60,10 +60,10 @@ def test_a_question_goes_there_and_back(tmp_path):
 
 def test_single_weights_come_as_they_are(tmp_path):
     ask, values = asks.put(region(), tmp_path, "cpu"), np.arange(6, dtype=np.float32).reshape(2, 3)
-    ask.done(asks.RegionAnswer(rows=(0, 2), cols=(0, 3), examples=4), values)
+    ask.done(questions.RegionAnswer(rows=(0, 2), cols=(0, 3), examples=4), values)
     state = ask.state()
     assert state.values is not None and np.array_equal(state.values, values) and state.answer.examples == 4
-    ask.done(asks.RegionAnswer(rows=(0, 2), cols=(0, 4), examples=4), values)
+    ask.done(questions.RegionAnswer(rows=(0, 2), cols=(0, 4), examples=4), values)
     assert ask.state().name == "failed" and "damaged" in ask.state().error
 
 
@@ -115,11 +115,11 @@ def test_runs_do_not_see_them(runs, monkeypatch):
     monkeypatch.setattr(queue, "ensure_workers", lambda root: None)
     run = packed.finished(runs)
     before = packed.snapshot(run.folder)
-    ask = queue.ask(asks.question("answers", run=run.id, prompt="q"), runs)
+    ask = queue.ask(questions.make("answers", run=run.id, prompt="q"), runs)
     assert ask.state().name == "waiting" and [r.id for r in store.all_runs(runs) if not r.recorded] == [run.id]
     assert queue.waiting(runs) == [] and queue.next_queued(runs) is None and packed.snapshot(run.folder) == before
     with pytest.raises(InputError, match="run nowhere is not here"):
-        queue.ask(asks.question("answers", run="nowhere", prompt="q"), runs)
+        queue.ask(questions.make("answers", run="nowhere", prompt="q"), runs)
 
 
 def test_workers_are_started_for_questions(runs, monkeypatch):
@@ -154,7 +154,7 @@ def test_visitors_have_limits(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_asked_is_one_sentence(kind, values, said):
     with pytest.raises(InputError) as error:
-        asks.question(kind, **{"run": "r", **values})
+        questions.make(kind, **{"run": "r", **values})
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 
@@ -199,7 +199,7 @@ def test_damaged_files_become_sentences(tmp_path, name, inside, where, value, no
     assert asks.take(tmp_path, everywhere) is not None
     ask.say("at it")
     if name.startswith("answer"):
-        ask.done(asks.RegionAnswer(rows=(0, 2), cols=(0, 3), examples=4), np.ones((2, 3), np.float32))
+        ask.done(questions.RegionAnswer(rows=(0, 2), cols=(0, 3), examples=4), np.ones((2, 3), np.float32))
     whole = ask.path(name).read_bytes()
     if name.endswith(".json") and inside:
         values = json.loads(whole)
