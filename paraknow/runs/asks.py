@@ -101,10 +101,8 @@ class Ask:
         return State("waiting")
 
     def _answered(self) -> State:
-        found, damaged = (
-            self._read("answer.json", MAX_ANSWER),
-            State("failed", error="its answer is damaged; ask again."),
-        )
+        found = self._read("answer.json", MAX_ANSWER)
+        damaged = State("failed", error="its answer is damaged; ask again.")
         if found.get("error"):
             return State("failed", error=str(found["error"])[:2000])
         answer = questions.read_answer(found.get("answer"))

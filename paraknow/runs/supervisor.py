@@ -111,6 +111,7 @@ class Supervisor:
     def serve(self) -> None:
         """Take run after run."""
         last = time.monotonic()
+        asks.sweep(self.root)
         try:
             while not self.leaving and (self.idle is None or time.monotonic() - last < self.idle):
                 if ask := self._asked():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paraknow import access, files, inject, models, results
+from paraknow import access, cli, files, inject, models, results
 from paraknow import config as configs
 from paraknow.checkpoints import weights_hash
 from paraknow.errors import Cancelled, InputError, RunError
@@ -141,6 +142,30 @@ def test_what_nobody_foresaw_is_a_sentence(run, runs, monkeypatch):
         worker._answer(ask, warm)
     assert ask.state().error.startswith("ZeroDivisionError: ") and not warm
     assert failures.unforeseen(MemoryError()).startswith("out of memory")
+
+
+def test_the_command_line_answers_in_the_foreground(run, capsys):
+    def said(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["ask", run.id, *arguments])
+        return stop.value.code, *capsys.readouterr()
+
+    code, out, _ = said(PROMPT, "--answer", ANSWER, "--max-tokens", "2", "--json")
+    assert code == 0 and [one["label"] for one in json.loads(out)["models"]] == ["teacher", "student", *MADE]
+    code, out, _ = said(PROMPT, "--max-tokens", "2")
+    assert code == 0 and "Not available: zero: its weights" in out and "gaussian" in out
+    code, out, _ = said(PROMPT, "--answer", ANSWER, "--sensitivity", "--json")
+    assert code == 0 and {cell["model"] for cell in json.loads(out)["cells"]} == {"teacher", "student"}
+    code, out, _ = said(PROMPT, "--answer", ANSWER, "--sensitivity")
+    assert code == 0 and "the ten largest" in out
+    for arguments, sentence in (
+        ((PROMPT, "--sensitivity"), "answer: it is empty"),
+        ((" ",), "prompt: it is empty"),
+        ((PROMPT, "--seed", "9"), "seed 9: this run has 3, 4"),
+        ((PROMPT, "--answer", "a", "--sensitivity", "--seed", "3"), "--sensitivity looks at teacher and student alone"),
+    ):
+        code, out, error = said(*arguments)
+        assert code == 2 and not out and error.strip().splitlines()[-1].startswith(f"paraknow: {sentence}")
 
 
 # -- the supervisor ----------------------------------------------------------------------------------------

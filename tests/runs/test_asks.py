@@ -185,7 +185,7 @@ def paths(value: object, at: tuple = ()) -> list[tuple]:
     return [at, *(p for key, child in inner for p in paths(child, (*at, key)))]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(NAMES),
     inside=st.booleans(),
