@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, cross, draw, shell, words
+from pages.parts import artifacts, cross, draw, shell, tryit, words
 from pages.parts import methods as about
 from paraknow.evaluate import items as stored
 from paraknow.figures import deltas, tables
@@ -290,4 +290,5 @@ numbers()
 st.subheader("What each model was given")
 about.budgets(run, titles)
 item_by_item()
+tryit.section(run, titles)
 cross.section()

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, draw, seeds, shell
+from pages.parts import artifacts, draw, prompt, seeds, shell
 from paraknow.figures import heatmaps, layers
 
 SIDES = ("teacher", "student")
@@ -191,6 +191,7 @@ def matrix_view(model: str, layer: int, module: str) -> None:
         f"all tasks and their {count} seed examples, in nats. {words} **Draw a box** on the map to look closer."
     )
     draw.csv(pd.DataFrame(values), f"{run.id}-{model}-{layer}-{module}", "matrix", "Pooled matrix (CSV)")
+    prompt.single_weights(run, (model, layer, module), values, shape, region, block, titles)
 
 
 st.subheader("Layer by matrix")
@@ -204,3 +205,4 @@ with layer_maps_place:
 matrix_view(*cell)
 seeds.agreement(run, task, titles)
 seeds.scores(run, task, titles)
+prompt.section(run, task, whole, titles)

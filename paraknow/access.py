@@ -107,10 +107,11 @@ def keep(folder: Path) -> None:
 
 
 @contextmanager
-def of_run(folder: Path) -> Iterator[None]:
+def of_run(folder: Path, own: Path | None = None) -> Iterator[None]:
     """Inside, the limits are those the run's config was written under: none for the command line's own runs.
 
-    What a run has made itself (a widened student) may be opened again.
+    What a run has made itself (a widened student) may be opened again. `own`: the run's folder, where `folder` is that
+    of a question about it.
     """
     kept = Access()
     if (folder / FILE).exists():
@@ -119,7 +120,7 @@ def of_run(folder: Path) -> Iterator[None]:
         except (OSError, ValueError):
             kept = CLOSED
     if kept.models is not None:
-        kept = replace(kept, models=(*kept.models, str(folder.resolve())))
+        kept = replace(kept, models=(*kept.models, str((own or folder).resolve())))
     token = _USED.set(kept if kept.limited else current())
     try:
         yield

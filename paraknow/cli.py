@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from paraknow import (
+    cli_ask,
     cli_audit,
     cli_benchmarks,
     cli_calibrate,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 demo_app = typer.Typer(help="The whole story on the built-in pair.", invoke_without_command=True)
 app.add_typer(cli_runs.app, name="runs")
+app.command("ask")(cli_ask.ask)
 app.command("audit")(cli_audit.audit)
 app.command("cross")(cli_cross.cross)
 app.command("calibrate")(cli_calibrate.calibrate)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,6 +309,12 @@ def render(example: Example, tokenizer: Any) -> tuple[str, str]:
     names = {"user": "Question", "assistant": "Answer", "system": "System"}
     lines = [f"{names.get(role, role.capitalize())}: {text}" for role, text in example.messages]
     return "\n".join(lines) + "\nAnswer:", f" {example.answer}"
+
+
+def unrendered(prompt: str) -> str | None:
+    """The question of a prompt that `render` made without a chat template, of one turn; None for any other text."""
+    found = re.fullmatch(r"Question: (.+)\nAnswer:", prompt, re.DOTALL)
+    return None if found is None or re.search(r"\n(Question|Answer|System):", found[1]) else found[1]
 
 
 def tokens(text: str, example: Example, tokenizer: Any, **options: Any) -> Any:

@@ -25,6 +25,7 @@ FREE = 10 * GIB  # disk that must be left to queue a run, or to fetch something
 WAITING = 10  # runs queued or under way
 KEPT = 1000  # run folders
 STAGE_HOURS = 24  # of one stage of a run
+ASKS, ASK_SECONDS = 10, 300  # questions that wait; time that one may take
 
 
 def shared() -> bool:
@@ -89,6 +90,18 @@ def check_time(seconds: float, stage: str) -> None:
     """End a stage of a visitor's run that takes too long. Raises RunError."""
     if shared() and seconds > STAGE_HOURS * 3600:
         raise RunError(f"{stage}: a run from a shared page may spend at most {STAGE_HOURS} hours in one stage.")
+
+
+def check_asks(waiting: int) -> None:
+    """Refuse one more question where too many wait. Raises InputError."""
+    if shared() and waiting >= ASKS:
+        raise InputError(f"asks: {waiting} questions wait, the most for a shared page; try again later.")
+
+
+def check_ask_time(seconds: float) -> None:
+    """End a visitor's question that takes too long. Raises RunError."""
+    if shared() and seconds > ASK_SECONDS:
+        raise RunError(f"it took longer than {ASK_SECONDS} s, the most for a question from a shared page.")
 
 
 def refuse(what: str) -> None:

@@ -21,7 +21,8 @@ TORCH_FREE = (
     "paraknow.runs.cluster paraknow.runs.order paraknow.runs.threads "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
     "paraknow.pairing paraknow.described paraknow.cli_models paraknow.runs.timing "
-    "paraknow.runs.events paraknow.runs.diagnosis paraknow.diagnose "
+    "paraknow.runs.diagnosis paraknow.diagnose "
+    "paraknow.runs.events paraknow.runs.asks paraknow.runs.questions paraknow.runs.pairs paraknow.cli_ask "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

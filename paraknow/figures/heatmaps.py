@@ -34,7 +34,12 @@ def clip_range(values: np.ndarray, percentiles: tuple[float, float] = CLIP) -> t
 
 
 def layer_map(
-    table: pd.DataFrame, value: str, span: tuple[float, float], model: str, chosen: tuple[int, str] | None
+    table: pd.DataFrame,
+    value: str,
+    span: tuple[float, float],
+    model: str,
+    chosen: tuple[int, str] | None = None,
+    clickable: bool = True,
 ) -> alt.Chart:
     """One model's layer × module map; columns layer, module and `value`. Clicking selects a whole cell."""
     table = table[table.module.isin(MODULES)].assign(clipped=lambda t: t[value].clip(*span))
@@ -42,9 +47,9 @@ def layer_map(
     mark = alt.datum.layer == -99
     if chosen:
         mark = (alt.datum.layer == chosen[0]) & (alt.datum.module == chosen[1])
-    return (
+    chart = (
         alt.Chart(table)
-        .mark_rect(cursor="pointer")
+        .mark_rect(cursor="pointer" if clickable else "default")
         .encode(
             x=alt.X("module:N", sort=list(MODULES), title="matrix", axis=alt.Axis(labelAngle=0, orient="bottom")),
             y=alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending"),
@@ -65,10 +70,10 @@ def layer_map(
                 alt.Tooltip("share:Q", title="share", format=".1%"),
             ],
         )
-        .add_params(picked)
         .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=alt.Step(34))
         .configure_view(strokeWidth=0)
     )
+    return chart.add_params(picked) if clickable else chart
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,18 @@ def matrix_map(
     block: Rectangle | None = None,
     region: Region | None = None,
     span: tuple[float, float] | None = None,
+    covers: Region | None = None,
 ) -> go.Figure:
     """A pooled matrix on its own row and column numbers; log colours between `span`.
 
-    `values` covers the whole matrix of `shape` (out, in) on a grid that may be coarser; `region` cuts it.
+    `values` covers the whole matrix of `shape` (out, in), or the part `covers` of it, on a grid that may be coarser;
+    `region` cuts it.
     """
-    region = region or Region(0, shape[0], 0, shape[1])
-    steps = (shape[0] / values.shape[0], shape[1] / values.shape[1])
-    first, last = int(region.row // steps[0]), int(np.ceil(region.row_end / steps[0]))
-    left, right = int(region.col // steps[1]), int(np.ceil(region.col_end / steps[1]))
+    covers = covers or Region(0, shape[0], 0, shape[1])
+    region = region or covers
+    steps = ((covers.row_end - covers.row) / values.shape[0], (covers.col_end - covers.col) / values.shape[1])
+    first, last = int((region.row - covers.row) // steps[0]), int(np.ceil((region.row_end - covers.row) / steps[0]))
+    left, right = int((region.col - covers.col) // steps[1]), int(np.ceil((region.col_end - covers.col) / steps[1]))
     cut = np.asarray(values[first:last, left:right], np.float32)
     low, high = span or clip_range(values) or (0.5, 1.0)
     with np.errstate(divide="ignore"):
@@ -132,9 +140,9 @@ def matrix_map(
         go.Heatmap(
             z=z,
             customdata=cut,
-            x0=(left + 0.5) * steps[1],
+            x0=covers.col + (left + 0.5) * steps[1],
             dx=steps[1],
-            y0=(first + 0.5) * steps[0],
+            y0=covers.row + (first + 0.5) * steps[0],
             dy=steps[0],
             zmin=float(np.log10(low)),
             zmax=float(np.log10(high)),
@@ -172,10 +180,11 @@ def matrix_map(
         )
     figure.update_xaxes(
         title="column (input)",
-        range=[left * steps[1], right * steps[1]],
+        range=[covers.col + left * steps[1], covers.col + right * steps[1]],
         showgrid=False,
         zeroline=False,
         constrain="domain",
     )
-    figure.update_yaxes(title="row (output)", range=[last * steps[0], first * steps[0]], showgrid=False, zeroline=False)
+    rows = [covers.row + last * steps[0], covers.row + first * steps[0]]
+    figure.update_yaxes(title="row (output)", range=rows, showgrid=False, zeroline=False)
     return frame(figure, plain(title), 540, t=52)

@@ -224,6 +224,13 @@ def _shares(teacher: Loaded, student: Loaded, settings: Locate) -> dict[str, tup
     return made
 
 
+def seed_examples(loaded: Loaded, task: data.Task, settings: Locate, seed: int, what: str) -> data.EncodedSet:
+    """The training examples of a task that locating looks at, as a model reads them. Raises InputError where none
+    keeps its answer."""
+    context = min(settings.max_length, loaded.architecture.context)
+    return data.encode_all(data.sample(task.train, settings.seeds, seed), loaded.tokenizer, context, what)
+
+
 def _sensitivities(
     loaded: Loaded,
     tasks: Sequence[data.Task],
@@ -234,11 +241,10 @@ def _sensitivities(
     progress: Progress,
 ) -> dict[str, Sensitivity]:
     """Sensitivity per task; neurons go straight into the tables of `located`."""
-    context, found = min(settings.max_length, loaded.architecture.context), {}
+    found = {}
     for number, task in enumerate(tasks):
         what = f"{task.name} seeds ({name})"
-        drawn = data.sample(task.train, settings.seeds, seed)
-        encoded = data.encode_all(drawn, loaded.tokenizer, context, what)
+        encoded = seed_examples(loaded, task, settings, seed, what)
         if warning := encoded.warning(what):
             located.warnings.append(warning)
         report = part(progress, 2000 * number, 2000 * len(tasks), scale=1000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -90,12 +91,7 @@ def sensitivity(
         handles = [p.register_post_accumulate_grad_hook(take(c, n)) for c, (n, p) in enumerate(named)]
         try:
             for row, item in enumerate(items):
-                ids = torch.tensor([item.ids], device=loaded.device)
-                answer = len(item.ids) - item.answer_start
-                # Only what predicts the answer goes through the head: logits are the widest activations.
-                logits = model(input_ids=ids, use_cache=False, logits_to_keep=answer + 1).logits[0, :-1]
-                loss = torch.nn.functional.cross_entropy(logits.float(), ids[0, item.answer_start :])
-                del logits
+                loss = answer_loss(loaded, item)
                 (loss * scale).backward()
                 losses[row] = loss.detach()
                 if halves and row + 1 == len(items) // 2:
@@ -116,6 +112,19 @@ def sensitivity(
     )
     both = {places(name): (half, (coarse(total[name]) - half).clamp_min_(0)) for name, half in first.items()}
     return Sensitivity({places(name): total[name] for name, _ in named}, table, losses.tolist(), both)
+
+
+def answer_loss(loaded: Loaded, item: Encoded, reduction: str = "mean", model: Any = None) -> torch.Tensor:
+    """ℓ of one example in nats: the mean over its answer's tokens, or with "none" one value per token (tokens,).
+
+    `model` stands in for `loaded.model`.
+    """
+    ids = torch.tensor([item.ids], device=loaded.device)
+    answer = len(item.ids) - item.answer_start
+    # Only what predicts the answer goes through the head: logits are the widest activations.
+    made = (model or loaded.model)(input_ids=ids, use_cache=False, logits_to_keep=answer + 1)
+    logits = made.logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[0, item.answer_start :], reduction=reduction)
 
 
 def _width(score: torch.Tensor) -> int:

@@ -45,6 +45,15 @@ def explain(error: BaseException, run: Run, warm: dict[str, Any] | None = None) 
     return RunError(f"{type(error).__name__}: {error} (see worker.log in the run folder).")
 
 
+def unforeseen(error: BaseException) -> str:
+    """What stopped the answer to a question, as a sentence; where memory ran out, what the error holds is dropped."""
+    if not out_of_memory(error):
+        lines = str(error).strip().splitlines() or ["no more is known"]
+        return f"{type(error).__name__}: {lines[0]}."
+    _let_go(error)
+    return "out of memory; a shorter prompt needs less."
+
+
 def _sentence(text: str, run: Run) -> str:
     stage, checked = str(run.status().get("stage") or ""), None
     with suppress(ParaKnowError):  # the run's own files may be gone by now: then there is no hint

@@ -21,7 +21,9 @@ from paraknow import access, devices, limits
 from paraknow.checks import Checked, check
 from paraknow.config import RunConfig
 from paraknow.errors import InputError
-from paraknow.runs import processes, store
+from paraknow.runs import asks, processes, store
+from paraknow.runs.asks import Ask
+from paraknow.runs.questions import Question
 from paraknow.runs.store import Run
 
 IDLE = 600.0  # seconds without a run after which a worker leaves: only its end surely gives a GPU's memory back
@@ -87,10 +89,25 @@ def waiting(root: Path | None = None) -> list[dict[str, Any]]:
 def next_queued(root: Path, device: str | None = None, skip: Collection[str] = ()) -> Run | None:
     """The queued run that is to be taken next: by a worker of `device` (cpu, cuda:0 …), or by any."""
     for row in waiting(root):
-        fits = device is None or _kind(row["device"]) == device.partition(":")[0]
-        if row["state"] == "queued" and fits and row["id"] not in skip:
+        if row["state"] == "queued" and serves(device, row["device"]) and row["id"] not in skip:
             return Run(root / row["id"])
     return None
+
+
+def serves(device: str | None, wanted: str) -> bool:
+    """Whether a worker of `device` (cpu, cuda:0 …; None: any) carries out what is set to `wanted` (auto, cpu, cuda)."""
+    return device is None or _kind(wanted) == device.partition(":")[0]
+
+
+def ask(question: Question, root: Path | None = None) -> Ask:
+    """Put a question to the worker and see to it that one lives. Raises InputError."""
+    root = root or store.runs_folder()
+    run = store.named(question.run, root)
+    if run is None:
+        raise InputError(f"run {question.run} is not here.")
+    asked = asks.put(question, root, run.config().device)
+    ensure_workers(root)
+    return asked
 
 
 def _kind(device: str) -> str:
@@ -148,12 +165,13 @@ def _held(path: Path) -> bool:
 
 
 def ensure_workers(root: Path | None = None, idle: float = IDLE) -> None:
-    """Start a worker for every device that is needed and has none: one for the CPU, one a GPU as long as runs wait."""
+    """Start a worker for every device that is needed and has none: one for the CPU, one a GPU as long as runs or
+    questions wait."""
     root = root or store.runs_folder()
-    rows = waiting(root)
-    if not any(row["state"] == "queued" for row in rows):
+    rows, asked = waiting(root), asks.waiting(root)
+    if not asked and not any(row["state"] == "queued" for row in rows):
         return
-    kinds = [_kind(row["device"]) for row in rows]
+    kinds = [_kind(device) for device in (*(row["device"] for row in rows), *(ask.device for ask in asked))]
     wanted = ["cpu"] if "cpu" in kinds else []
     wanted += [f"cuda:{gpu.index}" for gpu in devices.gpus()[: kinds.count("cuda")]]
     for device in wanted:

@@ -19,12 +19,11 @@ from paraknow.evaluate import deltas, kept
 from paraknow.evaluate.items import broken
 from paraknow.evaluate.knowledge import limited
 from paraknow.evaluate.measure import measure
-from paraknow.fitting import Free, rooms
 from paraknow.locate.located import Located, locate
 from paraknow.methods.base import Method
-from paraknow.models import Loaded, load
+from paraknow.models import Loaded
 from paraknow.progress import Progress, part
-from paraknow.runs import diagnosis, store
+from paraknow.runs import diagnosis, pairs, store
 from paraknow.runs.reuse import data_hashes
 from paraknow.runs.session import Session
 from paraknow.runs.transfer import stage_align, stage_tune
@@ -34,13 +33,7 @@ from paraknow.similarity.compared import compare
 def stage_load(session: Session, progress: Progress) -> None:
     """Load both models and note versions, device, seeds and hashes in environment.json."""
     config, checked = session.config, session.checked
-    automatic = "auto" in (config.placement.teacher, config.placement.student)
-    room = rooms(config, checked.case, Free.now(config.device)) if automatic else {}
-    for number, (name, checkpoint) in enumerate((("teacher", checked.teacher), ("student", checked.student))):
-        if name not in session.models:
-            how = getattr(config.placement, name)
-            session.models[name] = load(checkpoint, config.dtype, config.device, how, room.get(name))
-        progress((number + 1) * 1000, 4000, checkpoint.title)
+    pairs.load(session.models, config, checked.case, lambda number, title: progress(number * 1000, 4000, title))
     device = session.models["student"].device
     environment = {
         "versions": _versions(),

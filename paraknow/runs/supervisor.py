@@ -1,4 +1,4 @@
-"""The worker of one device: takes queued runs in turn and has a child process carry them out (no torch).
+"""The worker of one device: takes questions and queued runs in turn and has a child process see to them (no torch).
 
 The child (worker.py) holds the models; this process holds none, so it outlives whatever ends the child: a kill, the
 system's want of memory, a run that has to be ended because it does not heed its cancelling. What was under way is
@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from paraknow import devices
 from paraknow.errors import InputError, ParaKnowError, ResourceError
-from paraknow.runs import processes, queue, store
+from paraknow.runs import asks, processes, queue, store
+from paraknow.runs.asks import Ask
 from paraknow.runs.store import Run
 
 POLL = 0.3  # seconds between two looks at the queue, or at the run under way
@@ -40,9 +43,10 @@ def enforce_cancels(root: Path) -> None:
 
 
 class Child:
-    """The process that carries out runs, one at a time; it is told them on its standard input."""
+    """The process that carries out runs and answers questions, one at a time; it is told them on its standard input."""
 
     def __init__(self, root: Path, device: str):
+        self.root = root
         command = [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(root)]
         environment = {**os.environ, devices.GPU: device.partition(":")[2] or "0"}
         self.process = subprocess.Popen(
@@ -54,16 +58,24 @@ class Child:
 
     def carry_out(self, run: Run) -> bool:
         """Have a run carried out; False where the process ended before it said that it is through."""
+        return self._told(f"run {run.id}", lambda: True)
+
+    def answer(self, ask: Ask) -> bool:
+        """Have a question answered; False where the process ended on it, or does not heed its cancelling."""
+        return self._told(f"ask {ask.id}", lambda: ask.cancelled_for() < queue.HARD)
+
+    def _told(self, line: str, wanted: Callable[[], bool]) -> bool:
         assert self.process.stdin and self.process.stdout
         try:
-            self.process.stdin.write(f"{run.id}\n".encode())
+            self.process.stdin.write(f"{line}\n".encode())
             self.process.stdin.flush()
         except BrokenPipeError:
             return False
-        while True:
+        while wanted():
             if self.answers.select(POLL):
                 return bool(self.process.stdout.readline())
-            enforce_cancels(run.folder.parent)
+            enforce_cancels(self.root)
+        return False
 
     def end(self) -> None:
         """End it, and whatever it has started."""
@@ -82,7 +94,7 @@ class Supervisor:
     def __init__(self, root: Path, device: str, idle: float | None):
         self.root, self.device, self.idle = root, device, idle
         self.child: Child | None = None
-        self.under_way: Run | None = None
+        self.under_way: Run | Ask | None = None
         self.leaving = False
         self.put_off: dict[str, float] = {}  # run → when it may be tried again
 
@@ -93,18 +105,26 @@ class Supervisor:
         """
         self.leaving = True
         if self.under_way is not None:
-            self.under_way.path("cancel").touch()
+            with suppress(OSError):  # its folder may just have been removed
+                self.under_way.path("cancel").touch()
 
     def serve(self) -> None:
         """Take run after run."""
         last = time.monotonic()
+        asks.sweep(self.root)
         try:
             while not self.leaving and (self.idle is None or time.monotonic() - last < self.idle):
+                if ask := self._asked():
+                    self.under_way = ask
+                    self._answer(ask)
+                    self.under_way = None
+                    last = time.monotonic()
+                    continue
                 now = time.monotonic()
                 run = queue.next_queued(self.root, self.device, [r for r, at in self.put_off.items() if at > now])
                 if run is None:
                     enforce_cancels(self.root)
-                    time.sleep(POLL)
+                    self._rest()
                     continue
                 self.under_way = run
                 if self.leaving:  # asked for while the queue was looked through: this run stays queued
@@ -116,17 +136,50 @@ class Supervisor:
         finally:
             self._end_child()
 
+    def _serves(self, device: str) -> bool:
+        return queue.serves(self.device, device)
+
+    def _asked(self) -> Ask | None:
+        """The next question; none where the mailbox cannot be written, which does not hold up the queue."""
+        try:
+            return asks.take(self.root, self._serves)
+        except OSError as error:
+            print(f"{self.root / asks.FOLDER}: {error}", file=sys.stderr, flush=True)
+            return None
+
+    def _rest(self) -> None:
+        """Sleep until the next look at the queue, or until somebody asks something: they are waiting at a page."""
+        until = time.monotonic() + POLL
+        while True:
+            time.sleep(POLL / 6)
+            if self.leaving or time.monotonic() >= until or asks.waiting(self.root, self._serves):
+                return
+
+    def _answer(self, ask: Ask) -> None:
+        self.child = self.child or Child(self.root, self.device)
+        if self.child.answer(ask):
+            ask.fail("the worker gave no answer; ask again.")  # it has one by now, or its folder is gone
+            return
+        how = "it did not stop when it was cancelled" if ask.cancelled else self._how_it_ended()
+        self._end_child()
+        ask.fail(f"the worker ended on the way: {how}. Ask again.")
+
+    def _how_it_ended(self) -> str:
+        """How the child's process ended, in words."""
+        assert self.child
+        code = self.child.process.wait()
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        return how + ("; the system does so when memory runs out" if code == -signal.SIGKILL else "")
+
     def _carry_out(self, run: Run) -> None:
         self.child = self.child or Child(self.root, self.device)
         if self.child.carry_out(run):
             if run.status()["state"] == "queued":
                 self.put_off[run.id] = time.monotonic() + AGAIN
             return
-        code = self.child.process.wait()
+        how = self._how_it_ended()
         self._end_child()
-        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        hint = "; the system does so when memory runs out" if code == -signal.SIGKILL else ""
-        why = f"its process ended on the way: {how}{hint}. What it had finished is kept; resume it."
+        why = f"its process ended on the way: {how}. What it had finished is kept; resume it."
         print(f"{run.id}: {why}", file=sys.stderr, flush=True)
         if not run.folder.is_dir():
             return
@@ -156,8 +209,9 @@ def serve(root: Path, device: str, idle: float | None) -> None:
             except Timeout:
                 print(f"another worker is at work on {device} here; leaving.", file=sys.stderr)
                 return
-            # A run may have been queued after the last look, by somebody who still saw a worker.
-            if supervisor.leaving or queue.next_queued(root, device) is None:
+            # A run may have been queued after the last look, or a question put, by somebody who still saw a worker.
+            more = asks.waiting(root, lambda wanted: queue.serves(device, wanted)) or queue.next_queued(root, device)
+            if supervisor.leaving or not more:
                 return
     finally:
         for number, handler in before.items():

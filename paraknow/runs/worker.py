@@ -18,14 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from paraknow import access, limits
-from paraknow.checkpoints import files_state
 from paraknow.checks import Checked, check, prepare
-from paraknow.errors import Cancelled, InputError, ResourceError, RunError
+from paraknow.errors import Cancelled, InputError, ParaKnowError, ResourceError, RunError
 from paraknow.progress import Progress
-from paraknow.runs import failures, processes, queue, store
+from paraknow.runs import asks, failures, pairs, processes, queue, store
+from paraknow.runs.pairs import Warm
 from paraknow.runs.store import STAGE_NAMES, Run
 
 WRITE_EVERY = 0.5  # seconds between two writings of status.json
@@ -73,7 +72,7 @@ def execute(
     until: str = STAGE_NAMES[-1],
     skip: tuple[str, ...] = (),
     show: Callable[[str], Progress] | None = None,
-    warm: dict[str, Any] | None = None,
+    warm: Warm | None = None,
     from_queue: bool = False,
 ) -> None:
     """Carry out a run under its lock, from its first unfinished stage to `until`.
@@ -151,7 +150,7 @@ def _beating(run: Run) -> Iterator[None]:
 
 
 def _execute(
-    run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: dict[str, Any] | None
+    run: Run, until: str, skip: tuple[str, ...], show: Callable[[str], Progress] | None, warm: Warm | None
 ) -> None:
     run.update(started=time.time(), message="")  # now that it has its device
     checked = _checked(run, warm)
@@ -186,32 +185,15 @@ def _execute(
             finished.append(name)
         run.update(stages=finished)
     if warm is not None:
-        warm.clear()
-        states = (session.models["teacher"].state, session.models["student"].state)  # as loaded, not as they lie now
-        warm.update(key=(*_pair_key(checked)[:-2], *states), models=session.models)
+        pairs.keep(warm, checked.config, session.models)
     run.update(state="done", finished=time.time(), eta=0, message="")
 
 
-def _pair_key(checked: Checked) -> tuple:
-    """What a pair in memory must agree with to be used again: places, type, device and the state of all its files."""
-    config = checked.config
-    states = (files_state(checked.teacher), files_state(checked.student))
-    places = (config.placement.teacher, config.placement.student)
-    return (config.pair.teacher, config.pair.student, config.dtype, config.device, *places, *states)
-
-
-def _checked(run: Run, warm: dict[str, Any] | None) -> Checked:
+def _checked(run: Run, warm: Warm | None) -> Checked:
     """A run's config as one that can be carried out here. A pair in memory that it uses needs no room a second time;
     another one is freed first."""
     checked = prepare(run.config())
-    if not warm:
-        return check(checked)
-    from paraknow.models import held, release
-
-    if warm.get("key") != _pair_key(checked):
-        warm.clear()
-        release()
-    return check(checked, sum(held(loaded, checked.free.device) for loaded in warm.get("models", {}).values()))
+    return check(checked, pairs.held(warm, checked.config, checked.case.pair, checked.free.device))
 
 
 def _log_file(run: Run) -> logging.Handler:
@@ -238,7 +220,7 @@ def quiet() -> None:
 
 
 def main() -> None:
-    """Carry out the runs named on standard input, one a line; each is answered by its name when it has ended."""
+    """Do what is told on standard input, one a line: `run ID` or `ask ID`; a line is answered when it is over."""
     parser = argparse.ArgumentParser(prog="python -m paraknow.runs.worker")
     parser.add_argument("--runs", type=Path, default=None)
     root = parser.parse_args().runs or store.runs_folder()
@@ -246,15 +228,32 @@ def main() -> None:
     quiet()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to the log
-    warm: dict[str, Any] = {}
+    warm: Warm = {}
     for line in sys.stdin:
-        run = Run(root / line.strip())
+        kind, _, name = line.strip().partition(" ")
         try:
-            execute(run, warm=warm, from_queue=True)
+            if kind == "ask":
+                _answer(asks.named(name, root), warm)
+            else:
+                execute(Run(root / name), warm=warm, from_queue=True)
         except Exception as error:
             warm.clear()
-            print(f"{run.id}: {error}", file=sys.stderr, flush=True)
-        print(run.id, file=answers, flush=True)
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        print(name, file=answers, flush=True)
+
+
+def _answer(ask: asks.Ask, warm: Warm) -> None:
+    """Answer a question of the mailbox. Nothing of a run is touched, and a refusal leaves the pair in memory."""
+    from paraknow.runs import answering
+
+    try:
+        answering.post(ask, warm)
+    except ParaKnowError as error:
+        ask.fail(str(error))
+    except Exception as error:
+        warm.clear()
+        ask.fail(failures.unforeseen(error))
+        raise
 
 
 if __name__ == "__main__":
