@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import altair as alt
 import plotly.graph_objects as go
 
 LIGHT, DARK = "#FFFFFF", "#10151C"  # page backgrounds, as in .streamlit/config.toml
@@ -64,10 +65,50 @@ def plain(text: object) -> str:
     return escaped.replace("$", "&#36;").replace("%{", "&#37;{")
 
 
+SHORTEST = 20  # characters: no figure cuts a name shorter
+
+
 def short(text: object, length: int = 34) -> str:
-    """At most `length` characters, the rest as an ellipsis."""
+    """At most `length` characters: the middle is left out, because names of models differ at their ends."""
     shown = str(text)
-    return shown if len(shown) <= length else shown[: length - 1] + "…"
+    if len(shown) <= length:
+        return shown
+    tail = length // 2
+    return f"{shown[: length - 1 - tail]}…{shown[-tail:]}"
+
+
+def distinct(names: Mapping[str, str], length: int = SHORTEST) -> dict[str, str]:
+    """The same names, those that would look alike when cut to `length` numbered at their end, first come first.
+
+    What differs when cut to `length` also differs when cut to more, so one call serves all figures of a page.
+    """
+    taken: set[str] = set()
+    made = {}
+    for key, name in names.items():
+        candidate, number = str(name), 1
+        while short(candidate, length) in taken:
+            number += 1
+            candidate = f"{name} ({number})"
+        taken.add(short(candidate, length))
+        made[key] = candidate
+    return made
+
+
+def sparse(count: int, room: int = 24) -> int:
+    """Label every k-th of `count` layers, so that at most `room` labels are drawn: k of 1, 2, 5, 10, 20, …"""
+    scale = 1
+    while True:
+        for step in (scale, 2 * scale, 5 * scale):
+            if count <= room * step:
+                return step
+        scale *= 10
+
+
+def titled(text: str, note: str = "") -> alt.TitleParams:
+    """Title of an Altair chart with a note under it that can be read on both page backgrounds."""
+    return alt.TitleParams(
+        text, subtitle=note or alt.Undefined, subtitleColor=NEUTRAL, subtitleFontSize=12, anchor="start", offset=8
+    )
 
 
 def signed(value: float, digits: int = 2) -> str:
