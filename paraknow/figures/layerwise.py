@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from paraknow.config import MODULES as MATRICES
-from paraknow.figures.similarity import ABSENT, MODULES, NULLS
+from paraknow.figures.similarity import MODULES, NULLS
 from paraknow.figures.theme import EXPECTED, NEUTRAL, TEACHER, frame, plain, short, sparse
 from paraknow.figures.weights import SOURCES
 
@@ -38,9 +38,12 @@ def small_multiples(table: pd.DataFrame, names: dict[str, str], chosen: str = ""
         )
         figure.add_trace(heat, row=k // ACROSS + 1, col=k % ACROSS + 1)
     across, down = table.student_layer.nunique(), table.teacher_layer.nunique()
-    figure.update_xaxes(dtick=sparse(across, 6), showgrid=False, zeroline=False)
-    figure.update_yaxes(dtick=sparse(down, 8), showgrid=False, zeroline=False, autorange="reversed")
-    figure.update_annotations(font={"size": 12})
+    sides = [table[c] for c in ("student_layer", "teacher_layer")]
+    (left, right), (top, bottom) = [(int(x.min()) - 0.5, int(x.max()) + 0.5) for x in sides]
+    plain_ = {"showgrid": False, "zeroline": False}
+    figure.update_xaxes(dtick=sparse(across, 6), range=[left, right], **plain_)
+    figure.update_yaxes(dtick=sparse(down, 8), range=[bottom, top], **plain_)
+    figure.update_annotations(font={"size": 12}, yshift=4)
     figure.add_annotation(
         text=f"layer of {plain(short(names['student'], 26))}",
         x=0.5,
@@ -53,10 +56,9 @@ def small_multiples(table: pd.DataFrame, names: dict[str, str], chosen: str = ""
     )
     figure.update_layout(
         coloraxis={"cmin": 0, "cmax": 1, "colorscale": "Cividis", "colorbar": {"thickness": 14, "title": "CKA"}},
-        plot_bgcolor=ABSENT,
         dragmode=False,
     )
-    figure.update_yaxes(title={"text": f"layer of {plain(short(names['teacher'], 20))}", "font": {"size": 12}}, col=1)
+    figure.update_yaxes(title={"text": f"{plain(short(names['teacher'], 20))}", "font": {"size": 12}}, col=1)
     n = f"n = {int(table.n.max())} tokens; " if table.n.notna().any() else ""
     made = frame(figure, "CKA of every module, layer against layer", 130 + 190 * lines, f"{n}one colour range", b=70)
     return made.update_layout(margin={"t": 92}, plot_bgcolor="rgba(154,163,173,0.35)")
@@ -121,7 +123,7 @@ def nearest_chart(found: pd.DataFrame, of: str, names: dict[str, str], module: s
     step = sparse(len(known))
     figure.update_xaxes(title=f"CKA of {plain(module)}", range=[-0.06, 1.04], zeroline=False)
     figure.update_yaxes(
-        title=f"layer of {plain(short(names[of], 20))} → its nearest",
+        title="layer → nearest",
         autorange="reversed",
         tickvals=known.layer.tolist()[::step],
         ticktext=[f"{r.layer} → {r.match}" for r in known.itertuples()][::step],
@@ -230,4 +232,4 @@ def cosines(table: pd.DataFrame, names: dict[str, str], layer: int) -> go.Figure
     source = int(table.teacher_layer.iloc[0])
     title = f"What goes into layer {layer} of {plain(short(names['student'], 26))}, beside its weights"
     note = f"blocks of layer {source} of {plain(short(names['teacher'], 22))}, rank {int(table['rank'].iloc[0])}"
-    return frame(figure, title, 380, note, b=110)
+    return frame(figure, title, 450, note, b=120)

@@ -30,6 +30,7 @@ NULLS = {
 }
 DIVERGING = ["#2166AC", "#92C5DE", "#F7F7F7", "#FDB863", "#B35806"]  # blue, white, orange
 ABSENT = "#9AA3AD"
+INK = "#1B1F24"
 
 
 def pair_map(
@@ -80,6 +81,7 @@ def pair_map(
         alt.Tooltip("said:N", title=f"{title} (95 %)" if bounds else title),
         *(alt.Tooltip(f"{column}:N", title=name) for column, name in beside.items()),
     ]
+    line = INK if diverging else BLOCK  # orange on orange would not be seen
     mark = alt.datum.teacher_layer == -99
     if chosen:
         mark = (alt.datum.teacher_layer == chosen[0]) & (alt.datum.student_layer == chosen[1])
@@ -93,7 +95,7 @@ def pair_map(
     # Vega leaves cells without a number out unless told otherwise; here they are grey.
     cells = base.mark_rect(cursor="pointer" if clickable else "default", invalid="show").encode(
         color=alt.when(alt.datum.missing).then(alt.value(ABSENT)).otherwise(color),
-        stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
+        stroke=alt.when(mark).then(alt.value(line)).otherwise(alt.value("transparent")),
         strokeWidth=alt.value(3),
     )
     if clickable:
@@ -106,7 +108,7 @@ def pair_map(
         base.transform_filter(alt.datum.paired).mark_point(
             shape="circle", size=size, filled=False, stroke=stroke, strokeWidth=width, opacity=1
         )
-        for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (BLOCK, min(2.5, 0.16 * step)))
+        for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (line, min(2.5, 0.16 * step)))
     ]
     crosses = base.transform_filter(alt.datum.missing).mark_point(
         shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
