@@ -3,13 +3,11 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, cross, draw, shell, tryit, words
+from pages.parts import artifacts, cross, draw, items, shell, tryit, words
 from pages.parts import methods as about
-from paraknow.evaluate import items as stored
 from paraknow.figures import deltas, tables
 
-PER_PAGE = 8
-MARKS = {"gained": "▲ gained", "lost": "▽ lost"}
+LIST_WIDTH = 44  # characters of a line in a name, where a figure has the whole width
 MEASURES = {
     "Difference to the student": deltas.DELTA,
     "Accuracy": deltas.ACCURACY,
@@ -33,14 +31,14 @@ titles = artifacts.model_titles(run, list(kinds))
 frame = tables.deltas_frame(rows, titles)
 
 
-def panels(part: pd.DataFrame, measure: deltas.Measure, key: str) -> None:
+def panels(part: pd.DataFrame, measure: deltas.Measure, key: str, order: str = tables.ORDERS[0]) -> None:
     """One figure per suite and group, two beside each other, in one range."""
     found = list(part.groupby(["suite", "group"], sort=False))
     span = deltas.limits(part, measure)
     columns = st.columns(2)
     for number, ((suite, group), lines) in enumerate(found):
         title = tables.panel_title(suite, group)
-        figure = deltas.panel(lines, measure, title, titles, span, kinds)
+        figure = deltas.panel(tables.ordered(lines, order, measure.value), measure, title, titles, span, kinds)
         with columns[number % 2]:
             draw.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
             if measure is deltas.DELTA:
@@ -51,6 +49,59 @@ def panels(part: pd.DataFrame, measure: deltas.Measure, key: str) -> None:
                     "tell them apart: look at the loss "
                     "per answer token."
                 )
+
+
+def filters(measure: deltas.Measure) -> tuple[pd.DataFrame, str, str]:
+    """The lines that are asked for, their order, and whether they stand by task or in one list."""
+    suites, groups = (list(dict.fromkeys(frame[name].astype(str))) for name in ("suite", "group"))
+    models = [m for m in kinds if m != "student" or measure.zero is None]
+    a, b, c = st.columns(3)
+    task = a.multiselect("Tasks", suites, key="b.tasks", placeholder="all", persist_state="session")
+    group = b.multiselect(
+        "Facts",
+        groups,
+        key="b.facts",
+        placeholder="all but those above" if len(groups) > 1 else "all",
+        format_func=lambda g: tables.GROUPS.get(g, g),
+        persist_state="session",
+    )
+    model = c.multiselect(
+        "Models", models, key="b.models", placeholder="all", format_func=titles.get, persist_state="session"
+    )
+    a, b, c = st.columns(3, vertical_alignment="bottom")
+    order = a.selectbox("Sorted by", tables.ORDERS, key="b.order", persist_state="session")
+    layout = b.segmented_control(
+        "Shown", ["by task", "in one list"], default="by task", required=True, key="b.layout", persist_state="session"
+    )
+    with c:
+        apart = st.toggle(
+            "Only where the interval leaves out 0", key="b.apart", help="Of the difference to the student."
+        )
+        claims = st.toggle("Only claims", key="b.claims", help="Above the student and every control.")
+    found = tables.select(frame, task, group, model, apart, claims)
+    if not group and (found.group != "never_shown").any():  # they have their own place, first on the page
+        found = found[found.group != "never_shown"]
+    return found, order, layout
+
+
+def measured(measure: deltas.Measure) -> None:
+    """All differences with their intervals, filtered and sorted."""
+    found, order, layout = filters(measure)
+    found = found[found.model != "student"] if measure.zero is not None else found
+    if found.empty:
+        st.info("No line of this run is like that.")
+        return
+    if layout == "by task":
+        panels(found, measure, measure.value, order)
+    else:
+        whole = tables.ordered(found, order, measure.value)
+        where = [tables.panel_title(s, g) for s, g in zip(whole.suite, whole.group, strict=True)]
+        listed = whole.assign(title=[f"{t} · {w}" for t, w in zip(whole.title, where, strict=True)])
+        title = f"{len(listed)} comparison{'s' * (len(listed) != 1)}, sorted by {order}"
+        figure = deltas.panel(listed, measure, title, titles, deltas.limits(listed, measure), kinds, LIST_WIDTH)
+        draw.plot(figure, "b.list", deltas.describe(listed, measure, title))
+    reading(measure)
+    draw.csv(found, f"{run.id}-{measure.value}", "measured")
 
 
 def in_words(lines: pd.DataFrame) -> None:
@@ -84,7 +135,8 @@ def never_shown() -> None:
     st.subheader("Facts nobody showed the student")
     if part.empty:
         st.info(
-            "This run's tasks hold no facts marked `never_shown`, so transfer of unseen knowledge was not measured."
+            "**Not measured.** This run's tasks hold no facts marked `never_shown`, so transfer of unseen knowledge "
+            "was not measured."
         )
         return
     st.markdown(words.headline(frame))
@@ -92,12 +144,14 @@ def never_shown() -> None:
     for column, measure, key in ((left, deltas.DELTA, "delta"), (right, deltas.SHARE, "share")):
         with column:
             for number, ((suite, group), lines) in enumerate(part.groupby(["suite", "group"], sort=False)):
-                title = tables.panel_title(suite, group) + (": share that arrived" if key == "share" else "")
+                title = f"{suite}: share that arrived" if key == "share" else tables.panel_title(suite, group)
+                lines = tables.ordered(lines, tables.ORDERS[0], measure.value)
                 figure = deltas.panel(lines, measure, title, titles, deltas.limits(part, measure), kinds)
                 draw.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))
                 if measure is deltas.DELTA:
                     in_words(lines)
             reading(measure)
+    draw.csv(part, f"{run.id}-never-shown", "never-shown")
 
 
 def knowledge() -> None:
@@ -168,110 +222,6 @@ def numbers() -> None:
     draw.csv(frame, f"{run.id}-deltas", "numbers")
 
 
-def item_by_item() -> None:
-    """Every item with two models' answers: searched, filtered, gained and lost first, each openable."""
-    st.subheader("Item by item")
-    items = shell.read(artifacts.table, run, "evaluate/items.parquet")
-    if items is None:
-        return
-    movable = [m for m in kinds if m not in ("teacher", "student")] or ["teacher"]
-    a, b, c = st.columns(3)
-    model = a.selectbox("Model", movable, format_func=titles.get, key="b.model")
-    reference = b.selectbox(
-        "Against", [m for m in ("student", *kinds) if m != model], format_func=titles.get, key="b.reference"
-    )
-    search = c.text_input(
-        "Search",
-        max_chars=500,
-        key="b.search",
-        placeholder="words of a question or an answer",
-        help="Every word must occur.",
-    )
-    every = stored.lines(items, model, reference)
-    counts = every.change.value_counts()
-    present = [name for name in stored.CHANGES if name in counts]
-    changes = st.pills(
-        "Show",
-        present,
-        selection_mode="multi",
-        default=[name for name in present if name in ("gained", "lost")],
-        format_func=lambda name: f"{name} ({counts[name]})",
-        key=f"b.change.{model}.{reference}",
-        help="Nothing chosen shows all.",
-    )
-    tasks, groups = ([str(x) for x in dict.fromkeys(every[name])] for name in ("task", "group"))
-    d, e = st.columns(2)
-    suites = d.multiselect("Suites", tasks, key="b.suites", placeholder="all") if len(tasks) > 1 else []
-    chosen = (
-        e.multiselect(
-            "Groups", groups, key="b.groups", placeholder="all", format_func=lambda g: tables.GROUPS.get(g, g)
-        )
-        if len(groups) > 1
-        else []
-    )
-    st.markdown(
-        f"Of {len(every)} items, {shell.escape(titles[model])} gains **{counts.get('gained', 0)}** and loses "
-        f"**{counts.get('lost', 0)}** against {shell.escape(titles[reference])}."
-    )
-    found = stored.select(every, search, changes, suites, chosen)
-    if found.empty:
-        st.caption("No item is like that.")
-        return
-    draw.csv(found, f"{run.id}-items", "items")
-    pages = max(1, -(-len(found) // PER_PAGE))
-    key = f"b.page.{model}.{reference}.{changes}.{suites}.{chosen}.{search}"
-    page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key) if pages > 1 else 1
-    for line in found.iloc[(page - 1) * PER_PAGE : page * PER_PAGE].itertuples():
-        mark = MARKS.get(line.change, line.change)
-        with st.expander(
-            f"{mark} · {shell.escape(line.task)} · {shell.escape(' '.join(str(line.prompt).split())[:90])}"
-        ):
-            item(items, line, model, reference)
-
-
-def item(items: pd.DataFrame, line: object, model: str, reference: str) -> None:
-    """One item: prompt, target, both answers, and what each gave the candidates."""
-    st.caption("Prompt")
-    st.text(line.prompt)
-    asked = items[(items.task == line.task) & (items.group == line.group) & (items.doc_id == line.doc_id)]
-    shown = asked[asked.model.isin([model, reference, "teacher"])]
-    answers = pd.DataFrame(
-        {
-            "model": shown.model.map(titles),
-            "seed": shown.seed.where(shown.seed >= 0),
-            "answer": shown.answer,
-            "right answer": shown.target,
-            "correct": shown.correct,
-            "log-probability of the right answer (nats)": shown.logprob,
-        }
-    )
-    for name, title in (("score", "ROUGE-L"), ("note", "note")):  # older runs have neither
-        if name in shown and shown[name].notna().any():
-            answers[title] = shown[name]
-    st.dataframe(answers, hide_index=True, placeholder=shell.MISSING)
-    for r in shown.itertuples() if "raw" in shown else ():
-        if isinstance(r.raw, str):
-            st.caption(f"All that {shell.escape(titles[r.model])} wrote")
-            st.text(r.raw or "(nothing)")
-    lists = {
-        titles[r.model] + (f", seed {r.seed}" if r.seed > 0 else ""): r
-        for r in shown.itertuples()
-        if pd.api.types.is_list_like(r.candidates)
-    }
-    if lists:
-        first = next(iter(lists.values()))
-        table = pd.DataFrame(
-            {"candidate": list(first.candidates), **{n: list(r.candidate_logprobs) for n, r in lists.items()}}
-        )
-        st.caption("Log-probability of each candidate (nats, summed over its tokens)")
-        st.dataframe(table, hide_index=True, height=240)
-    elif shown.answer.isna().any() and shown.logprob.notna().all():
-        st.caption(
-            "The harness scores whether the right answer is the greedy continuation; it keeps no other text, so a "
-            "wrong answer is missing."
-        )
-
-
 never_shown()
 st.subheader("Everything that was measured")
 choice = st.segmented_control(
@@ -282,13 +232,11 @@ choice = st.segmented_control(
     key="b.measure",
     persist_state="session",
 )
-rest = frame[frame.group != "never_shown"]
-panels(rest if len(rest) else frame, MEASURES[choice], MEASURES[choice].value)
-reading(MEASURES[choice])
+measured(MEASURES[choice])
 knowledge()
 numbers()
 st.subheader("What each model was given")
 about.budgets(run, titles)
-item_by_item()
+items.section(run, kinds, titles)
 tryit.section(run, titles)
 cross.section()

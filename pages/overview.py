@@ -6,7 +6,7 @@ import streamlit as st
 from pages.parts import artifacts, draw, shell, words
 from paraknow.figures import deltas, tables
 
-MAIN = ("shown", "never_shown")
+MAIN = ("never_shown", "shown")
 STEPS = (
     (
         "sensitivity",
@@ -29,6 +29,30 @@ shell.heading(
 run = shell.need_run()
 
 
+def pair_in_a_line() -> None:
+    """What the two models are."""
+    try:
+        models = artifacts.json_file(run, "environment.json").get("models", {})
+    except artifacts.NotThere:
+        return
+    titles, sides = artifacts.titles(run), []
+    for side in ("teacher", "student"):
+        about = models.get(side) if isinstance(models.get(side), dict) else {}
+        facts = [f"{about['layers']} layers"] if about.get("layers") else []
+        if isinstance(about.get("parameters"), int):
+            millions = about["parameters"] / 1e6
+            facts.append(f"{millions / 1e3:.1f} billion weights" if millions >= 1e3 else f"{millions:.1f} M weights")
+        sides.append(shell.escape(about.get("title") or titles[side]) + (f" ({', '.join(facts)})" if facts else ""))
+    st.caption(f"**Pair** {' → '.join(sides)}")
+
+
+def carrying(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The two panels that carry the answer: facts nobody showed and facts that were shown; else the first ones."""
+    panels = [part for _, part in frame.groupby(["suite", "group"], sort=False)]
+    main = [next((p for p in panels if p.group.iloc[0] == group), None) for group in MAIN]
+    return [p for p in main if p is not None] or panels[:2]
+
+
 def answer_so_far() -> None:
     """The claim in words, and the two panels that carry it."""
     rows = shell.read(artifacts.delta_rows, run)
@@ -38,28 +62,34 @@ def answer_so_far() -> None:
     kinds = tables.kinds(rows)
     titles = artifacts.model_titles(run, list(kinds))
     frame = tables.deltas_frame(rows, titles)
-    st.subheader("The answer so far")
-    st.markdown(f"##### {shell.escape(words.headline(frame))}")
-    panels = [(key, part) for key, part in frame.groupby(["suite", "group"], sort=False)]
-    main = [p for p in panels if p[0][1] in MAIN] or panels[:2]
-    for _, part in main:
-        if sentence := words.answer(part):
-            st.markdown(f"- {sentence}")
-    span = deltas.limits(pd.concat([part for _, part in main]), deltas.DELTA)
-    for column, ((suite, group), part) in zip(st.columns(2), main[:2], strict=False):
+    st.caption("The answer so far")
+    st.header(words.headline(frame), anchor=False)
+    main = carrying(frame)
+    drawn = [tables.leading(part) for part in main]
+    span = deltas.limits(pd.concat(drawn), deltas.DELTA)
+    for column, part in zip(st.columns(2), drawn, strict=False):
+        if part.empty:
+            continue
+        suite, group = part.suite.iloc[0], part.group.iloc[0]
         title = tables.panel_title(suite, group)
-        figure = deltas.panel(part, deltas.DELTA, title, titles, span, kinds)
+        figure = deltas.answer(part, title, titles, span, kinds)
         with column:
             draw.plot(figure, f"overview-{suite}-{group}", deltas.describe(part, deltas.DELTA, title))
     draw.how_to_read(
         f"Each mark is how much more often a model answers correctly than {shell.escape(titles['student'])}, the "
         "untouched student (dotted line), on the same items. The method (diamond) has gained something of its own "
-        "only where its whole bar lies right of 0 and it also beats every control (open marks) item by item. The "
-        "star is the teacher: all there is to gain."
+        "only where its whole bar lies right of 0 and it also beats every control item by item; the best of them, "
+        "and of the baselines, stands below it. The star is the teacher: all there is to gain."
     )
-    draw.csv(frame, f"{run.id}-deltas", "overview")
+    st.markdown("\n".join(f"- {said}" for part in main if (said := words.answer(part))))
+    left, right = st.columns(2)
+    with left:
+        shell.link("benchmarks", "Every model, every task", run, ":material/bar_chart:")
+    with right:
+        draw.csv(frame, f"{run.id}-deltas", "overview")
 
 
+pair_in_a_line()
 answer_so_far()
 
 st.subheader("Four steps")

@@ -1,10 +1,12 @@
 """Sensitivity: where in both models the task's knowledge lies, and which block is taken."""
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, draw, prompt, seeds, shell
-from paraknow.figures import heatmaps, layers
+from pages.parts import against, artifacts, draw, prompt, seeds, shell
+from paraknow.figures import heatmaps, layers, pooling
+from paraknow.figures.theme import short
 
 SIDES = ("teacher", "student")
 
@@ -33,7 +35,8 @@ value = right.segmented_control(
     help="What a cell holds.",
 )
 count = table[(table.task == task) & (table.seed >= 0)].seed.nunique()
-whole = table[(table.task == task) & (table.seed == -1)]
+summed = table[table.seed == -1]
+whole = summed[summed.task == task]
 
 
 def clicked(model: str) -> None:
@@ -60,7 +63,8 @@ def layer_maps() -> None:
         chosen = None
         if st.session_state.get("s.model") == model:
             chosen = (st.session_state["s.layer"], st.session_state["s.module"])
-        chart = heatmaps.layer_map(own[["layer", "module", *heatmaps.UNITS]], value, span, titles[model], chosen)
+        note = f"{heatmaps.UNITS[value]}; {short(task, 40)}; n = {count} seed examples"
+        chart = heatmaps.layer_map(own[["layer", "module", *heatmaps.UNITS]], value, span, titles[model], chosen, note)
         top = own.loc[own[value].idxmax()]
         what = f"Heat map of {titles[model]}: {heatmaps.UNITS[value]} by layer and matrix"
         alt = f"{what}; largest in {top.module} of layer {top.layer}."
@@ -80,7 +84,8 @@ def layer_maps() -> None:
         "One cell is one matrix; brighter means the answer depends more on it. Both maps share one logarithmic "
         f"colour range, clipped at percentiles {heatmaps.CLIP[0]:.0f} and {heatmaps.CLIP[1]:.0f} of all cells. "
         f"Task {shell.escape(task)}, n = {count} seed examples from its training split. Not drawn: "
-        f"{extra or 'nothing'}. **Click a cell** to open that matrix."
+        f"{extra or 'nothing'}. **Click a cell** to open that matrix; the boxes under “One matrix” do the same by "
+        "keyboard."
     )
     draw.csv(whole.drop(columns="seed"), f"{run.id}-sensitivity", "sensitivity")
 
@@ -156,6 +161,44 @@ def block_of(model: str, layer: int, module: str) -> tuple[heatmaps.Rectangle | 
     return heatmaps.Rectangle(int(b.row), int(b.col), int(b["rows"]), int(b["cols"])), words
 
 
+def grid_of(values: np.ndarray, notes: dict) -> tuple[int | None, str]:
+    """How finely the matrix is drawn, and how many weights become one pixel: boxes for both."""
+    stored, shape = max(values.shape), notes["shape"]
+    exact = list(values.shape) == list(shape)
+    a, b = st.columns(2)
+    finer = [n for n in pooling.GRIDS if n < stored]
+    cells = a.selectbox(
+        "Pixels a side",
+        [0, *finer],
+        key=f"s.cells.{stored}",
+        format_func=lambda n: f"at most {n}" if n else f"as stored ({values.shape[0]} × {values.shape[1]})",
+        help="Fewer pixels show where a region as a whole matters.",
+    )
+    how = b.segmented_control(
+        "Pooling",
+        list(pooling.POOLINGS) if exact else ["max"],
+        default="max",
+        key=f"s.pooling.{exact}",
+        format_func=pooling.POOLINGS.get,
+        required=True,
+        disabled=not cells,
+        help="What stands for all weights under one pixel. " + pooling.stored(shape, values.shape, notes["pooling"]),
+    )
+    return cells or None, how
+
+
+def closer(place: tuple, shape: list[int], region: heatmaps.Region | None) -> None:
+    """Rows and columns as sliders: the same as drawing a box, for keyboards."""
+    with st.expander("Look closer by rows and columns", icon=":material/zoom_in:"):
+        now = region or heatmaps.Region(0, shape[0], 0, shape[1])
+        key = f"s.closer.{place}.{now}"
+        rows = st.slider("Rows", 0, shape[0], (now.row, now.row_end), key=f"{key}.rows")
+        cols = st.slider("Columns", 0, shape[1], (now.col, now.col_end), key=f"{key}.cols")
+        if (*rows, *cols) != (now.row, now.row_end, now.col, now.col_end):
+            st.session_state["s.region"] = (place, heatmaps.region_of({"x": cols, "y": rows}, shape))
+            st.rerun()
+
+
 def matrix_view(model: str, layer: int, module: str) -> None:
     """The chosen matrix, pooled, with its block; a box drawn on it becomes the next view."""
     found = shell.read(artifacts.matrix, run, model, layer, module)
@@ -164,15 +207,17 @@ def matrix_view(model: str, layer: int, module: str) -> None:
     values, notes = found
     shape = notes["shape"]
     block, words = block_of(model, layer, module)
+    cells, how = grid_of(values, notes)
     place = (run.id, model, layer, module)
     region = st.session_state.get("s.region")
     region = region[1] if region and region[0] == place else None
-    span = heatmaps.clip_range(values, (5.0, 99.9))
+    span = heatmaps.clip_range(pooling.pooled(values, cells, how) if cells else values, (5.0, 99.9))
     title = f"{titles[model]}: |w · ∇| of {module} in layer {layer} ({shape[0]} × {shape[1]})"
-    figure = heatmaps.matrix_map(values, shape, title, block, region, span)
-    event = draw.plot(
-        figure, f"s.matrix.{place}.{region}", f"{title}. {words}", on_select="rerun", selection_mode="box"
-    )
+    pixel = heatmaps.pixel(values.shape, shape, region, cells, how if cells else notes["pooling"])
+    note = f"{pixel}; summed over n = {count} seed examples of each task"
+    figure = heatmaps.matrix_map(values, shape, title, block, region, span, None, cells, how, note)
+    key = f"s.matrix.{place}.{region}.{cells}.{how}"
+    event = draw.plot(figure, key, f"{title}. {pixel}. {words}", on_select="rerun", selection_mode="box")
     boxes = (event or {}).get("selection", {}).get("box") or []
     if boxes and (chosen := heatmaps.region_of(boxes[0], shape)):
         st.session_state["s.region"] = (place, chosen)
@@ -180,17 +225,13 @@ def matrix_view(model: str, layer: int, module: str) -> None:
     if region and st.button("Show the whole matrix", icon=":material/zoom_out_map:"):
         st.session_state.pop("s.region", None)
         st.rerun()
-    pooled = (
-        f"Each pixel is the {shell.escape(notes['pooling'])} over {shape[0] / values.shape[0]:.3g} × "
-        f"{shape[1] / values.shape[1]:.3g} weights."
-        if list(values.shape) != list(shape)
-        else "Each pixel is one weight."
-    )
+    closer(place, shape, region)
     draw.how_to_read(
-        f"{pooled} Logarithmic colours, clipped at percentiles 5 and 99.9 of this matrix; values are summed over "
+        f"{shell.escape(pixel[:1].upper() + pixel[1:])}. {pooling.stored(shape, values.shape, notes['pooling'])} "
+        "Logarithmic colours, clipped at percentiles 5 and 99.9 of this matrix; values are summed over "
         f"all tasks and their {count} seed examples, in nats. {words} **Draw a box** on the map to look closer."
     )
-    draw.csv(pd.DataFrame(values), f"{run.id}-{model}-{layer}-{module}", "matrix", "Pooled matrix (CSV)")
+    draw.csv(pd.DataFrame(values), f"{run.id}-{model}-{layer}-{module}", "matrix", "Stored matrix (CSV)")
     prompt.single_weights(run, (model, layer, module), values, shape, region, block, titles)
 
 
@@ -204,5 +245,6 @@ with layer_maps_place:
     layer_maps()
 matrix_view(*cell)
 seeds.agreement(run, task, titles)
+against.section(run, summed, titles)
 seeds.scores(run, task, titles)
 prompt.section(run, task, whole, titles)

@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from paraknow import files
+from paraknow.figures import theme
 from paraknow.runs import artifacts as kinds
 from paraknow.runs.store import Run
 
@@ -129,10 +130,10 @@ def matrix(run: Run, model: str, layer: int, module: str) -> tuple[np.ndarray, d
 
 
 def titles(run: Run) -> dict[str, str]:
-    """Names for axes and legends: the two models' own, and every method's from the catalogue."""
+    """Names for axes and legends: the two models' own, and every method's from the catalogue; no two look alike."""
     from paraknow import methods
 
-    made = {name: method.title for name, method in methods.catalogue().items()}
+    made: dict[str, str] = {}
     try:
         models = json_file(run, "environment.json").get("models", {})
     except NotThere:
@@ -140,10 +141,10 @@ def titles(run: Run) -> dict[str, str]:
     for name in ("teacher", "student"):
         facts = models.get(name)
         made[name] = str(facts["title"]) if isinstance(facts, dict) and facts.get("title") else name
-    return made
+    return theme.distinct(made | {name: method.title for name, method in methods.catalogue().items()})
 
 
 def model_titles(run: Run, labels: list[str]) -> dict[str, str]:
-    """A title per model label of a run; a control's label is METHOD+CONTROL."""
+    """A title per model label of a run, no two alike; a control's label is METHOD+CONTROL."""
     known = titles(run)
-    return {label: known.get(label) or known.get(label.rpartition("+")[2]) or label for label in labels}
+    return theme.distinct({k: known.get(k) or known.get(k.rpartition("+")[2]) or k for k in labels})

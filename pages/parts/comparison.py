@@ -5,8 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, draw, shell
-from paraknow.figures import similarity, weights
+from pages.parts import artifacts, draw, layer_pair, shell
+from pages.parts.layer_pair import number
+from paraknow.figures import layerwise, similarity, weights
+from paraknow.figures.theme import short
 from paraknow.runs.store import Run
 
 Titles = dict[str, str]
@@ -15,11 +17,6 @@ WORDS = {
     "null_position": "rows permuted among tokens that have read equally far: chance and position are left",
     "untrained": "an untrained pair of the same shapes: what architecture alone gives",
 }
-
-
-def number(value: float) -> str:
-    """Two digits with a real minus, or the sign for missing."""
-    return shell.MISSING if pd.isna(value) else f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
 
 
 def pairing(run: Run) -> set[tuple[int, int]]:
@@ -48,19 +45,24 @@ def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         "Held against", offered or list(WORDS), key="c.null", format_func=WORDS.get, persist_state="session"
     )
     pairs = pairing(run)
-    chosen = picked_pair(own)
+    chosen = layer_pair.picked(own)
     difference = own.assign(difference=own.cka - own[held])
     bound = max(0.05, float(difference.difference.abs().max(skipna=True) or 0.05))
+    n = int(own.n.max())
+    ends: dict[str, tuple[str, str]] = {"cka": ("lo", "hi"), "null": ("null_lo", "null_hi")}
     panels = (
-        (own, "cka", f"CKA of {module}", (0.0, 1.0), False, "Clicking a cell opens that pair below."),
-        (own, held, similarity.NULLS[held], (0.0, 1.0), False, ""),
-        (difference, "difference", f"CKA − {similarity.NULLS[held]}", (-bound, bound), True, ""),
+        (own, "cka", f"CKA of {module}", (0.0, 1.0), False, {held: similarity.NULLS[held]}),
+        (own, held, f"Null: {similarity.NULLS[held]}", (0.0, 1.0), False, {}),
+        (difference, "difference", "CKA − null", (-bound, bound), True, {"cka": "CKA", held: similarity.NULLS[held]}),
     )
-    for column, (values, value, title, limit, diverging, more) in zip(st.columns(3), panels, strict=True):
+    for column, (values, value, title, limit, diverging, beside) in zip(st.columns(3), panels, strict=True):
         first = value == "cka"
-        chart = similarity.pair_map(values, value, titles, title, limit, diverging, pairs, chosen, first)
+        note = f"{short(task, 24)}; n = {n} tokens"
+        chart = similarity.pair_map(
+            values, value, titles, title, limit, diverging, pairs, chosen, first, note, ends.get(value), beside
+        )
         alt = f"{title} of {titles['teacher']} (rows) and {titles['student']} (columns) by layer; mean "
-        alt += f"{number(values[value].mean())}. {more}"
+        alt += f"{number(values[value].mean())}." + (" Clicking a cell opens that pair below." if first else "")
         options = {"on_select": clicked, "selection_mode": similarity.SELECTION} if first else {}
         draw.chart(chart, alt, f"c.map.{value}" if first else None, column, **options)
     lacking = int(own.cka.isna().sum())
@@ -73,16 +75,50 @@ def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     draw.how_to_read(
         "A cell says how alike the outputs of two layers are on the same tokens: 1 is the same up to rotation and "
         f"scale, 0 unrelated. The first two maps share one colour range. Task {shell.escape(task)}, "
-        f"n = {int(own.n.max())} tokens of {int(own.examples.max())} examples; held against: {WORDS[held]}."
-        f"{rings}{undefined} **Click a cell** of the first map to open it."
+        f"n = {n} tokens of {int(own.examples.max())} examples; held against: {WORDS[held]}. Hover for a cell's 95 % "
+        f"interval.{rings}{undefined} **Click a cell** of the first map to open it below; the two boxes there do the "
+        "same by keyboard."
     )
     draw.csv(table, f"{run.id}-cka", "cka")
-    detail(own, chosen, titles, module)
-    of_task = table[table.task == task]
+    layer_pair.detail(run, own, titles, module)
+    nearest(run, own, titles, module, held)
+    overall(table[table.task == task], titles, pairs, module)
+
+
+def nearest(run: Run, own: pd.DataFrame, titles: Titles, module: str, held: str) -> None:
+    """For each layer of both models the one of the other that is most like it."""
+    st.subheader("Which layer is most like which?")
+    made = []
+    for column, side in zip(st.columns(2), ("teacher", "student"), strict=True):
+        found = layerwise.nearest(own, side, held)
+        made.append(found.assign(of=side))
+        said = "; ".join(f"{r.layer} → {r.match} ({number(r.cka)})" for r in found.itertuples() if pd.notna(r.match))
+        figure = layerwise.nearest_chart(found, side, titles, module, held, int(own.n.max()))
+        with column:
+            draw.plot(figure, f"c.nearest.{side}", f"Nearest layer for each of {titles[side]}: {said}.")
+    draw.how_to_read(
+        "The arrow names the layer of the other model with the highest CKA. Where the second best (circle) lies inside "
+        "the bar, the choice is not settled. The highest of many values is always somewhat too high, most so where "
+        "many lie together."
+    )
+    draw.csv(pd.concat(made), f"{run.id}-nearest", "nearest")
+
+
+def overall(of_task: pd.DataFrame, titles: Titles, pairs: set[tuple[int, int]], module: str) -> None:
+    """Every module at once: its map in small, and its mean beside what it is held against."""
+    st.subheader("All modules at once")
+    means = "; ".join(f"{m} {v:.2f}" for m, v in of_task.groupby("module").cka.mean().items())
+    draw.plot(
+        layerwise.small_multiples(of_task, titles, module), "c.multiples", f"CKA maps of all modules; means: {means}."
+    )
+    draw.how_to_read(
+        "The map above for every module, all in one colour range; ▸ is the one that is chosen there, and “Output of” "
+        "changes it. Grey: undefined."
+    )
     draw.plot(
         similarity.modules(of_task, titles, pairs),
         "c.modules",
-        "Mean CKA by module: " + "; ".join(f"{m} {v:.2f}" for m, v in of_task.groupby("module").cka.mean().items()),
+        f"Mean CKA by module: {means}.",
     )
     draw.how_to_read(
         "Where a filled mark lies near the open ones, the likeness comes from position or architecture, not from what "
@@ -100,41 +136,21 @@ def clicked() -> None:
         st.session_state["c.student"] = int(cells[0]["student_layer"])
 
 
-def picked_pair(own: pd.DataFrame) -> tuple[int, int]:
-    """The chosen layer pair; the most alike one before anything was chosen."""
-    known = set(zip(own.teacher_layer.astype(int), own.student_layer.astype(int), strict=True))
-    chosen = (st.session_state.get("c.teacher"), st.session_state.get("c.student"))
-    if chosen not in known:
-        best = own.loc[own.cka.idxmax()] if own.cka.notna().any() else own.iloc[0]
-        chosen = (int(best.teacher_layer), int(best.student_layer))
-        st.session_state["c.teacher"], st.session_state["c.student"] = chosen
-    return chosen  # type: ignore[return-value]
-
-
-def detail(own: pd.DataFrame, chosen: tuple[int, int], titles: Titles, module: str) -> None:
-    """One layer pair with its interval and everything it is held against."""
-    left, right = st.columns([1, 3])
-    for side in ("teacher", "student"):
-        layers = sorted(int(k) for k in own[f"{side}_layer"].unique())
-        left.selectbox(f"Layer of {shell.escape(titles[side])}", layers, key=f"c.{side}", persist_state="session")
-    teacher, student = st.session_state["c.teacher"], st.session_state["c.student"]
-    row = own[(own.teacher_layer == teacher) & (own.student_layer == student)].iloc[0]
-    if pd.isna(row.cka):
-        right.info("CKA is undefined for this pair: the outputs of one of the two layers are constant.")
-        return
-    interval = f" ({number(row.lo)} to {number(row.hi)})" if pd.notna(row.lo) else ""
-    facts = f"CKA {number(row.cka)}{interval}; permuted {number(row['null'])}; positions kept "
-    facts += f"{number(row.null_position)}; untrained {number(row.untrained)}"
-    with right:
-        draw.plot(similarity.one_pair(row, titles, module), "c.pair", f"{facts}.")
-    left.markdown(f"**{facts}.**")
-
-
 def streams(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     """Stitching R² over layer pairs, and the pairing with intervals."""
     pairs = pairing(run)
     left, right = st.columns([2, 3])
-    chart = similarity.pair_map(table, "r2", titles, "R² of the ridge map", (0.0, 1.0), False, pairs, None, False)
+    chart = similarity.pair_map(
+        table,
+        "r2",
+        titles,
+        "R² of the ridge map",
+        pairs=pairs,
+        clickable=False,
+        note=f"n = {int(table.n.max())} held-out tokens",
+        bounds=("lo", "hi"),
+        beside={"null": "fitted on shuffled rows"},
+    )
     mean = number(table.r2.mean())
     draw.chart(chart, f"R² of maps from the teacher's to the student's layers; mean {mean}.", place=left)
     with right:

@@ -1,4 +1,4 @@
-"""Sections of the Sensitivity page: do the seeds agree, do the tasks, and which neurons carry the answer."""
+"""Sections of the Sensitivity page: do the seeds agree, and which neurons carry the answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _section(run: Run, name: str, title: str = "") -> pd.DataFrame | None:
 
 
 def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
-    """Halves of the seeds against each other; with several tasks, tasks against each other."""
+    """Halves of the seeds against each other."""
     table = _section(run, "locate/agreement.parquet", "Do the seeds agree?")
     if table is None:
         return
@@ -45,7 +45,7 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
     if halves.value.notna().any():
         n = int(halves.n.max())
         note = f"{short(titles['teacher'], 22)}; halves of n = {n} seeds; a mark per layer, in order"
-        _both(halves, "Would the other half choose the same?", note, titles, "s.halves")
+        both(halves, "Would the other half choose the same?", note, titles, "s.halves")
         draw.how_to_read(
             "The seeds are halved, and each half chooses for itself. **A block at the line of chance was placed by the "
             "draw of the seeds, not by the task.** Layer scores: mean correlation between random halves, with the "
@@ -53,23 +53,11 @@ def agreement(run: Run, task: str, titles: dict[str, str]) -> None:
         )
     else:
         st.info("Two seed examples at least are needed to see whether seeds agree.")
-    pairs = table[table.about == "tasks"]
-    if len(pairs):
-        st.subheader("Task against task")
-        named = pairs[["task", "other"]].drop_duplicates().itertuples(index=False)
-        options = [f"{a} and {b}" for a, b in named]
-        picked = st.selectbox("Tasks", options, key="s.tasks") if len(options) > 1 else options[0]
-        place = options.index(picked)
-        one, other = pairs[["task", "other"]].drop_duplicates().iloc[place]
-        own = pairs[(pairs.task == one) & (pairs.other == other)]
-        _both(own, f"Do {one} and {other} choose the same?", "one mark per layer, in order", titles, "s.tasks.chart")
-        draw.how_to_read(
-            "The same comparison between two tasks: near 1, one place serves both; at chance, each its own."
-        )
     draw.csv(table, f"{run.id}-agreement", "agreement")
 
 
-def _both(table: pd.DataFrame, title: str, note: str, titles: dict[str, str], key: str) -> None:
+def both(table: pd.DataFrame, title: str, note: str, titles: dict[str, str], key: str) -> None:
+    """Overlaps of blocks and maps as a figure, everything that was held against each other as a table."""
     if table.what.isin(["block", "map"]).any():
         means = table.groupby("what").value.mean()
         alt = f"{title} " + "; ".join(f"{WHAT.get(k, k)} {v:.2f}" for k, v in means.items())

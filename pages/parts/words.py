@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from pages.parts.shell import escape
-from paraknow.figures.tables import panel_title
+from paraknow.figures.tables import leading, panel_title
 
 
 def _score(line: pd.Series, interval: bool = True) -> str:
@@ -20,13 +20,10 @@ def answer(panel: pd.DataFrame) -> str | None:
     examined = panel[panel.kind == "examined"]
     if examined.empty:
         return None
-    method = examined.iloc[0]
+    method, first = examined.iloc[0], leading(panel)
     parts = [f"**{escape(method.title)}** scores **{_score(method)}**"]
     for kind, words in (("baseline", "the best baseline, "), ("control", "the best control, ")):
-        others = panel[(panel.kind == kind) & panel.accuracy.notna()]
-        if len(others):
-            # At a tie the one that was moved says more than the one that was not.
-            best = others.assign(moved=others.model != "zero").sort_values(["accuracy", "moved"]).iloc[-1]
+        for _, best in first[first.kind == kind].iterrows():
             parts.append(f"{words}{escape(best.title.removesuffix(' (control)'))}, {_score(best)}")
     student = panel[panel.kind == "student"]
     if len(student):

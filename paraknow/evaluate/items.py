@@ -86,3 +86,10 @@ def select(
         for word in words:
             kept &= text.str.contains(word, regex=False)
     return found[kept].reset_index(drop=True)
+
+
+def rank(target: str, candidates: Sequence[str], logprobs: Sequence[float]) -> int | None:
+    """The place of the right answer among the candidates, 1 the most probable; ties count for it. None where it is
+    not among them or its log-probability is no number."""
+    own = next((p for c, p in zip(candidates, logprobs, strict=False) if c == target), math.nan)
+    return None if own != own else 1 + sum(p > own for p in logprobs)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.similarity import ABSENT, DIVERGING
+from paraknow.figures.similarity import ABSENT, DIVERGING, INK
 from paraknow.figures.theme import EXAMINED, NEUTRAL, frame, plain, short, signed
 
 NOTHING = "nothing (noise)"
@@ -23,7 +23,7 @@ SCOPES = {
     "never_shown": "facts nobody showed the student",
 }
 LEAST = 0.1  # differences smaller than this do not get the full colours
-INK, PAPER = "#1B1F24", "#FFFFFF"
+PAPER = "#FFFFFF"
 WRAP = 14  # characters of a task's name in a line
 
 

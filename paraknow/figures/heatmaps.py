@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -11,7 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from paraknow.config import MODULES
-from paraknow.figures.theme import BLOCK, frame, plain, short
+from paraknow.figures.pooling import POOLINGS, pooled
+from paraknow.figures.theme import BLOCK, frame, plain, short, sparse, titled
 
 CLIP = (1.0, 99.0)  # percentiles of the positive values
 UNITS = {
@@ -20,6 +22,7 @@ UNITS = {
     "max": "largest |w · ∇| of a weight (nats)",
     "share": "share of the model's summed |w · ∇|",
 }
+TITLES = {"mean": "mean |w · ∇|", "sum": "summed |w · ∇|", "max": "largest |w · ∇|", "share": "share of |w · ∇|"}
 SELECTION = "cell"
 
 
@@ -39,26 +42,31 @@ def layer_map(
     span: tuple[float, float],
     model: str,
     chosen: tuple[int, str] | None = None,
+    note: str = "",
     clickable: bool = True,
+    title: str = "",
 ) -> alt.Chart:
-    """One model's layer × module map; columns layer, module and `value`. Clicking selects a whole cell."""
+    """One model's layer × module map; columns layer, module and `value`. Clicking selects a whole cell.
+
+    `note` stands under the title: the task, the number of seed examples. `title` replaces the model's name and value.
+    """
     table = table[table.module.isin(MODULES)].assign(clipped=lambda t: t[value].clip(*span))
-    picked = alt.selection_point(name=SELECTION, fields=["layer", "module"], on="click", empty=False, clear=False)
     mark = alt.datum.layer == -99
     if chosen:
         mark = (alt.datum.layer == chosen[0]) & (alt.datum.module == chosen[1])
+    name = title or f"{short(model, 34)}: {TITLES[value]}"
     chart = (
         alt.Chart(table)
         .mark_rect(cursor="pointer" if clickable else "default")
         .encode(
-            x=alt.X("module:N", sort=list(MODULES), title="matrix", axis=alt.Axis(labelAngle=0, orient="bottom")),
-            y=alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending"),
+            **axes(table, model),
             color=alt.Color(
                 "clipped:Q",
                 title=None,
                 scale=alt.Scale(type="log", domain=list(span), clamp=True, scheme="cividis"),
+                # Only both ends are labelled: Vega would put ticks of one decade side by side until they touch.
                 legend=alt.Legend(
-                    orient="bottom", direction="horizontal", gradientLength=260, format=".1~e", tickCount=3
+                    orient="bottom", direction="horizontal", gradientLength=220, format=".1~e", values=list(span)
                 ),
             ),
             stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
@@ -70,10 +78,31 @@ def layer_map(
                 alt.Tooltip("share:Q", title="share", format=".1%"),
             ],
         )
-        .properties(title=f"{short(model, 40)}: {UNITS[value]}", height=alt.Step(34))
+        .properties(title=titled(name, note), height=alt.Step(row_height(table)))
         .configure_view(strokeWidth=0)
     )
-    return chart.add_params(picked) if clickable else chart
+    if not clickable:
+        return chart
+    picked = alt.selection_point(name=SELECTION, fields=["layer", "module"], on="click", empty=False, clear=False)
+    return chart.add_params(picked)
+
+
+def row_height(table: pd.DataFrame) -> int:
+    """Pixels of a layer's row: deep models keep the map on one screen."""
+    return max(7, min(34, 560 // max(1, table.layer.nunique())))
+
+
+def axes(table: pd.DataFrame, model: str) -> dict[str, Any]:
+    """The two axes of a layer × module map; of many layers every second, fifth, … has its number."""
+    step = sparse(table.layer.nunique())
+    numbers = [int(n) for n in sorted(table.layer.unique()) if int(n) % step == 0]
+    across = alt.Axis(labelAngle=0, orient="bottom", labelOverlap=False)
+    down = alt.Axis(values=numbers, labelOverlap=False)
+    whole = alt.Scale(round=True)  # edges between pixels would look like lines in the data
+    return {
+        "x": alt.X("module:N", sort=list(MODULES), title="matrix", axis=across, scale=whole),
+        "y": alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending", axis=down, scale=whole),
+    }
 
 
 @dataclass(frozen=True)
@@ -112,6 +141,19 @@ def _side(low: float, high: float, length: int) -> tuple[int, int]:
     return start, max(start + 2, min(length, int(np.ceil(high))))
 
 
+def pixel(grid: Sequence[int], shape: Sequence[int], region: Region | None, cells: int | None, pooling: str) -> str:
+    """What one pixel of `matrix_map` is, in words: a weight, or a pooling of so many."""
+    whole = region or Region(0, shape[0], 0, shape[1])
+    drawn = []
+    for side, (low, high) in enumerate(((whole.row, whole.row_end), (whole.col, whole.col_end))):
+        step = shape[side] / grid[side]
+        count = int(np.ceil(high / step)) - int(low // step)
+        drawn.append(count * step / min(count, cells or count))
+    if max(drawn) <= 1:
+        return "each pixel is one weight"
+    return f"each pixel is the {POOLINGS.get(pooling, pooling)} of {drawn[0]:.3g} × {drawn[1]:.3g} weights"
+
+
 def matrix_map(
     values: np.ndarray,
     shape: Sequence[int],
@@ -120,11 +162,15 @@ def matrix_map(
     region: Region | None = None,
     span: tuple[float, float] | None = None,
     covers: Region | None = None,
+    cells: int | None = None,
+    how: str = "max",
+    note: str = "",
 ) -> go.Figure:
     """A pooled matrix on its own row and column numbers; log colours between `span`.
 
     `values` covers the whole matrix of `shape` (out, in), or the part `covers` of it, on a grid that may be coarser;
-    `region` cuts it.
+    `region` cuts it. What is drawn is pooled further to at most `cells` a side by `how` (see pooling.py). `note` stands
+    under the title.
     """
     covers = covers or Region(0, shape[0], 0, shape[1])
     region = region or covers
@@ -132,6 +178,9 @@ def matrix_map(
     first, last = int((region.row - covers.row) // steps[0]), int(np.ceil((region.row_end - covers.row) / steps[0]))
     left, right = int((region.col - covers.col) // steps[1]), int(np.ceil((region.col_end - covers.col) / steps[1]))
     cut = np.asarray(values[first:last, left:right], np.float32)
+    if cells:
+        cut = pooled(cut, cells, how)
+    dy, dx = (last - first) * steps[0] / cut.shape[0], (right - left) * steps[1] / cut.shape[1]
     low, high = span or clip_range(values) or (0.5, 1.0)
     with np.errstate(divide="ignore"):
         z = np.log10(np.clip(cut, low, high)).astype(np.float32)
@@ -140,10 +189,10 @@ def matrix_map(
         go.Heatmap(
             z=z,
             customdata=cut,
-            x0=covers.col + (left + 0.5) * steps[1],
-            dx=steps[1],
-            y0=covers.row + (first + 0.5) * steps[0],
-            dy=steps[0],
+            x0=covers.col + left * steps[1] + dx / 2,
+            dx=dx,
+            y0=covers.row + first * steps[0] + dy / 2,
+            dy=dy,
             zmin=float(np.log10(low)),
             zmax=float(np.log10(high)),
             colorscale="Cividis",
@@ -173,7 +222,7 @@ def matrix_map(
             y=min(max(block.row, region.row), region.row_end),
             text="chosen block",
             xanchor="left",
-            yanchor="bottom",
+            yanchor="top",
             showarrow=False,
             bgcolor=BLOCK,
             font={"color": "#FFFFFF", "size": 12},
@@ -187,4 +236,4 @@ def matrix_map(
     )
     rows = [covers.row + last * steps[0], covers.row + first * steps[0]]
     figure.update_yaxes(title="row (output)", range=rows, showgrid=False, zeroline=False)
-    return frame(figure, plain(title), 540, t=52)
+    return frame(figure, plain(title), 540, plain(note), 30)  # beside the buttons

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import NEUTRAL, frame, plain, short
+from paraknow.figures.theme import NEUTRAL, frame, plain, short, sparse
 
 CHOSEN = "#2F7FC1"
 
@@ -26,7 +26,7 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
     `table` is one task's part of locate/layers.parquet; `spread` comes from `seed_spread`.
     """
     table = table.merge(spread, on="layer", how="left").sort_values("layer")
-    feeds = table.student_layer
+    feeds, step = table.student_layer, sparse(len(table))
     figure = go.Figure(
         go.Bar(
             y=table.layer.tolist(),
@@ -43,7 +43,8 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
                 "width": 4,
                 "color": NEUTRAL,
             },
-            hovertemplate="layer %{y}: %{x:.4g}<extra></extra>",
+            customdata=["not chosen" if pd.isna(fed) else f"feeds layer {int(fed)}" for fed in feeds],
+            hovertemplate="layer %{y}: %{x:.4g}, %{customdata}<extra></extra>",
         )
     )
     n = int(table.n.max()) if len(table) and table.n.notna().any() else 0
@@ -51,17 +52,13 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
     figure.update_yaxes(
         title=f"layer of {plain(short(teacher, 20))}",
         autorange="reversed",
-        tickvals=table.layer.tolist(),
+        tickvals=table.layer.tolist()[::step],
         ticktext=[
             str(layer) if pd.isna(fed) else f"{layer} → {int(fed)}"
             for layer, fed in zip(table.layer, feeds, strict=True)
-        ],
+        ][::step],
     )
     figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
-    title = f"Sensitivity of {plain(short(teacher))}'s layers and where they go in {plain(short(student))}"
-    return frame(
-        figure,
-        title,
-        max(290, 130 + 34 * len(table)),
-        f"n = {n} seed examples; lines: ± 1.96 standard errors over them",
-    )
+    fed = f"filled: chosen, with the layer of {plain(short(student, 20))} it feeds"
+    title, height = f"Sensitivity of {plain(short(teacher, 26))}'s layers", max(290, 130 + min(34 * len(table), 700))
+    return frame(figure, title, height, f"n = {n} seed examples; lines: ± 1.96 standard errors; {fed}")

@@ -6,9 +6,22 @@ import altair as alt
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import BLOCK, EXAMINED, NEUTRAL, STUDENT, TEACHER, frame, plain, short
+from paraknow.figures.theme import (
+    BLOCK,
+    EXAMINED,
+    MISSING,
+    NEUTRAL,
+    STUDENT,
+    TEACHER,
+    frame,
+    plain,
+    short,
+    sparse,
+    titled,
+)
 
 SELECTION = "pair"
+SIDES = ("teacher_layer", "student_layer")
 MODULES = ("residual", "attention", "ffn", "q", "k", "v", "o", "gate", "up", "down")
 NULLS = {
     "null": "rows permuted",
@@ -17,6 +30,7 @@ NULLS = {
 }
 DIVERGING = ["#2166AC", "#92C5DE", "#F7F7F7", "#FDB863", "#B35806"]  # blue, white, orange
 ABSENT = "#9AA3AD"
+INK = "#1B1F24"
 
 
 def pair_map(
@@ -29,24 +43,33 @@ def pair_map(
     pairs: set[tuple[int, int]] | None = None,
     chosen: tuple[int, int] | None = None,
     clickable: bool = True,
+    note: str = "",
+    bounds: tuple[str, str] | None = None,
+    beside: dict[str, str] | None = None,
 ) -> alt.LayerChart:
     """A map of `value` over teacher_layer (down) and student_layer (across); missing cells are grey and crossed.
 
-    `names` holds the two models' titles, `pairs` the (teacher, student) layers of a pairing, drawn as rings.
-    Clicking selects a whole cell.
+    `names` holds the two models' titles, `pairs` the (teacher, student) layers of a pairing, drawn as rings; `bounds`
+    the columns of a 95 % interval, `beside` further columns (column to title) that are told with a cell; `note` stands
+    under the title. Clicking selects a whole cell.
     """
-    pairs = pairs or set()
-    kept = table[["teacher_layer", "student_layer", value]].copy()
+    pairs, beside = pairs or set(), beside or {}
+    kept = table[["teacher_layer", "student_layer", value, *beside]].copy()
     kept["shown"] = kept[value].clip(*limit)
     kept["paired"] = [p in pairs for p in zip(kept.teacher_layer, kept.student_layer, strict=True)]
     kept["missing"] = kept[value].isna()
     absent = "undefined: constant outputs" if value in ("cka", "r2") else "missing"
-    kept["said"] = [absent if pd.isna(v) else f"{v:.3f}".replace("-", "−") for v in kept[value]]
-    step = max(9, min(44, 420 // max(1, kept.teacher_layer.nunique())))
+    ends = zip(*(table[c] for c in bounds), strict=True) if bounds else ((None, None) for _ in range(len(kept)))
+    kept["said"] = [absent if pd.isna(v) else said(v, *e) for v, e in zip(kept[value], ends, strict=True)]
+    for column in beside:
+        kept[column] = [MISSING if pd.isna(v) else said(v) for v in kept[column]]
+    step = max(6, min(44, 420 // max(1, kept.teacher_layer.nunique())))
     whole = alt.Scale(round=True)  # edges between pixels would look like lines in the data
     across = f"layer of {short(names['student'], 26)}"
-    x = alt.X("student_layer:O", title=across, axis=alt.Axis(labelAngle=0, labelOverlap=True), scale=whole)
-    y = alt.Y("teacher_layer:O", title=f"layer of {short(names['teacher'], 26)}", sort="ascending", scale=whole)
+    axis = {side: alt.Axis(labelAngle=0, labelOverlap=False, values=_numbered(kept[side])) for side in SIDES}
+    x = alt.X("student_layer:O", title=across, axis=axis["student_layer"], scale=whole)
+    down = f"layer of {short(names['teacher'], 26)}"
+    y = alt.Y("teacher_layer:O", title=down, sort="ascending", axis=axis["teacher_layer"], scale=whole)
     scale = (
         alt.Scale(domain=[limit[0], 0, limit[1]], range=[DIVERGING[0], DIVERGING[2], DIVERGING[4]], clamp=True)
         if diverging
@@ -55,8 +78,10 @@ def pair_map(
     tooltip = [
         alt.Tooltip("teacher_layer:O", title="teacher's layer"),
         alt.Tooltip("student_layer:O", title="student's layer"),
-        alt.Tooltip("said:N", title=title),
+        alt.Tooltip("said:N", title=f"{title} (95 %)" if bounds else title),
+        *(alt.Tooltip(f"{column}:N", title=name) for column, name in beside.items()),
     ]
+    line = INK if diverging else BLOCK  # orange on orange would not be seen
     mark = alt.datum.teacher_layer == -99
     if chosen:
         mark = (alt.datum.teacher_layer == chosen[0]) & (alt.datum.student_layer == chosen[1])
@@ -70,7 +95,7 @@ def pair_map(
     # Vega leaves cells without a number out unless told otherwise; here they are grey.
     cells = base.mark_rect(cursor="pointer" if clickable else "default", invalid="show").encode(
         color=alt.when(alt.datum.missing).then(alt.value(ABSENT)).otherwise(color),
-        stroke=alt.when(mark).then(alt.value(BLOCK)).otherwise(alt.value("transparent")),
+        stroke=alt.when(mark).then(alt.value(line)).otherwise(alt.value("transparent")),
         strokeWidth=alt.value(3),
     )
     if clickable:
@@ -83,14 +108,25 @@ def pair_map(
         base.transform_filter(alt.datum.paired).mark_point(
             shape="circle", size=size, filled=False, stroke=stroke, strokeWidth=width, opacity=1
         )
-        for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (BLOCK, min(2.5, 0.16 * step)))
+        for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (line, min(2.5, 0.16 * step)))
     ]
     crosses = base.transform_filter(alt.datum.missing).mark_point(
         shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
     )
-    return (
-        alt.layer(cells, *rings, crosses).properties(title=title, height=alt.Step(step)).configure_view(strokeWidth=0)
-    )
+    layers = alt.layer(cells, *rings, crosses).properties(title=titled(title, note), height=alt.Step(step))
+    return layers.configure_view(strokeWidth=0)
+
+
+def said(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A number with three digits and a real minus, its interval behind it where there is one."""
+    number = lambda v: f"{v:.3f}".replace("-", "−")  # noqa: E731
+    return number(value) if pd.isna(low) or pd.isna(high) else f"{number(value)} ({number(low)} to {number(high)})"
+
+
+def _numbered(layers: pd.Series) -> list[int]:
+    """The layers whose numbers stand at an axis: all, or every second, fifth, … of many."""
+    step = sparse(layers.nunique(), 18)
+    return [int(n) for n in sorted(layers.unique()) if int(n) % step == 0]
 
 
 def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
@@ -183,10 +219,17 @@ def stitched_pairs(table: pd.DataFrame, names: dict[str, str]) -> go.Figure:
         )
     low = min(-0.06, float(own["null"].min(skipna=True)) - 0.05) if len(own) else -0.06
     figure.update_xaxes(title="R² on held-out tokens", range=[low, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
-    figure.update_yaxes(autorange="reversed", title="teacher → student layer", automargin=True, type="category")
+    figure.update_yaxes(
+        autorange="reversed",
+        title="teacher → student layer",
+        automargin=True,
+        type="category",
+        tickmode="array",
+        tickvals=labels[:: sparse(len(labels))],
+    )
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
     figure.update_layout(legend=legend, dragmode=False)
     n = int(own.n.max()) if len(own) else 0
-    height = max(330, 190 + (30 if len(own) <= 12 else 20) * len(own))
+    height = max(330, 190 + min(30 * len(own), 640))
     both = f"{plain(short(names['teacher'], 22))} and {plain(short(names['student'], 22))}"
     return frame(figure, "R² of the paired layers", height, f"{both}; n = {n} tokens; bars: 95 %", b=84)

@@ -62,3 +62,53 @@ def deltas_frame(rows: Sequence[dict[str, Any]], titles: dict[str, str] | None =
 def panel_title(suite: str, group: str) -> str:
     """What a suite's group is, for a chart's heading."""
     return suite if group == "all" else f"{suite}: {GROUPS.get(group, group)}"
+
+
+def leading(panel: pd.DataFrame) -> pd.DataFrame:
+    """What a claim is read from, of one suite and group: teacher, examined method, best baseline, best control.
+
+    At a tie the model that was moved is taken, which says more than the one that was not.
+    """
+    found = [panel[panel.kind == "teacher"], panel[panel.kind == "examined"]]
+    for kind in ("baseline", "control"):
+        others = panel[(panel.kind == kind) & panel.accuracy.notna()]
+        found.append(others.assign(moved=others.model != "zero").sort_values(["accuracy", "moved"]).tail(1))
+    return pd.concat(found)[panel.columns]
+
+
+def select(
+    frame: pd.DataFrame,
+    suites: Sequence[str] = (),
+    groups: Sequence[str] = (),
+    models: Sequence[str] = (),
+    apart: bool = False,
+    claims: bool = False,
+) -> pd.DataFrame:
+    """Those lines that are of the named suites, groups and models (nothing named: all); `apart`: whose interval of the
+    difference does not hold 0; `claims`: that lie above the student and every control."""
+    kept = pd.Series(True, index=frame.index)
+    for column, wanted in (("suite", suites), ("group", groups), ("model", models)):
+        if wanted:
+            kept &= frame[column].isin(list(wanted))
+    if apart:
+        kept &= (frame.delta_lo > 0) | (frame.delta_hi < 0)
+    if claims:
+        kept &= frame.claim.eq(True)
+    return frame[kept]
+
+
+ORDERS = ("kind of model", "value", "name")
+
+
+def ordered(frame: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
+    """Lines by kind of model (as the run has them, controls last), by `value` (largest first, missing last) or by name.
+
+    Raises ValueError for another order.
+    """
+    if by not in ORDERS:
+        raise ValueError(f"order {by!r}: choose of {', '.join(ORDERS)}.")
+    if by == "name":
+        return frame.sort_values("title", key=lambda t: t.str.casefold(), kind="stable")
+    if by == "value":
+        return frame.sort_values(value, ascending=False, na_position="last", kind="stable")
+    return frame.sort_values("kind", key=lambda k: k == "control", kind="stable")

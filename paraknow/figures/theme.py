@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import altair as alt
 import plotly.graph_objects as go
 
 LIGHT, DARK = "#FFFFFF", "#10151C"  # page backgrounds, as in .streamlit/config.toml
@@ -64,10 +66,67 @@ def plain(text: object) -> str:
     return escaped.replace("$", "&#36;").replace("%{", "&#37;{")
 
 
+SHORTEST = 20  # characters: no figure cuts a name shorter
+
+
 def short(text: object, length: int = 34) -> str:
-    """At most `length` characters, the rest as an ellipsis."""
+    """At most `length` characters: the middle is left out, because names of models differ at their ends."""
     shown = str(text)
-    return shown if len(shown) <= length else shown[: length - 1] + "…"
+    if len(shown) <= length:
+        return shown
+    tail = length // 2
+    return f"{shown[: length - 1 - tail]}…{shown[-tail:]}"
+
+
+def distinct(names: Mapping[str, str], length: int = SHORTEST) -> dict[str, str]:
+    """The same names where no two look alike when cut to `length`.
+
+    Of those that would, only the ends that differ are kept (…70B-chat and …7B-chat); where that does not help they are
+    numbered, the first one excepted. What differs when cut to `length` also differs when cut to more.
+    """
+    made = {key: str(name) for key, name in names.items()}
+    alike: dict[str, list[str]] = {}
+    for key, name in made.items():
+        alike.setdefault(short(name, length), []).append(key)
+    for keys in alike.values():
+        if len(keys) > 1:
+            made |= _ends({key: made[key] for key in keys}, length)
+    taken: set[str] = set()
+    for key, name in made.items():
+        number = 1
+        while short(made[key], length) in taken:
+            number += 1
+            made[key] = f"{name} ({number})"
+        taken.add(short(made[key], length))
+    return made
+
+
+def _ends(names: dict[str, str], length: int) -> dict[str, str]:
+    """Names without the parts that they begin with in common, broken between words; as they are where that is vain."""
+    begin = 0
+    for place, letters in enumerate(zip(*names.values(), strict=False), 1):
+        if len(set(letters)) > 1:
+            break
+        begin = place if letters[0] in "/-_. " else begin
+    ends = {key: f"…{name[begin:]}" for key, name in names.items()}
+    return ends if begin and len({short(e, length) for e in ends.values()}) == len(ends) else names
+
+
+def sparse(count: int, room: int = 24) -> int:
+    """Label every k-th of `count` layers, so that at most `room` labels are drawn: k of 1, 2, 5, 10, 20, …"""
+    scale = 1
+    while True:
+        for step in (scale, 2 * scale, 5 * scale):
+            if count <= room * step:
+                return step
+        scale *= 10
+
+
+def titled(text: str, note: str = "") -> alt.TitleParams:
+    """Title of an Altair chart with a note under it that can be read on both page backgrounds."""
+    return alt.TitleParams(
+        text, subtitle=note or alt.Undefined, subtitleColor=NEUTRAL, subtitleFontSize=12, anchor="start", offset=8
+    )
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -82,8 +141,27 @@ def side_by_side(layers: Iterable[Any], width: float) -> dict[Any, float]:
     return {layer: width * (k / (len(order) - 1) - 0.5) if len(order) > 1 else 0.0 for k, layer in enumerate(order)}
 
 
-def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins: int) -> go.Figure:
-    """Title, note under it, margins and sizes of every Plotly figure; text takes its colour from the page's theme."""
+TITLE_WIDTH, NOTE_WIDTH = 48, 62  # characters of a line that a window of 390 pixels still shows whole
+LINE = 20  # pixels
+
+
+def lines(text: str, width: int) -> str:
+    """Text in lines of at most `width` characters, broken at spaces; names without one stay whole, as does n = …"""
+    text = re.sub(r"\bn = ", "n\u00a0=\u00a0", text)
+    return "<br>".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
+def frame(
+    figure: go.Figure, title: str, height: int, note: str = "", width: int = TITLE_WIDTH, **margins: int
+) -> go.Figure:
+    """Title, note under it, margins and sizes of every Plotly figure; text takes its colour from the page's theme.
+
+    `height` is what the figure needs with a title of one line of `width` characters; more lines make it higher.
+    """
+    title, note = lines(title, width), lines(note, NOTE_WIDTH)
+    further = title.count("<br>")
+    more = LINE * further + (LINE - 4) * note.count("<br>")
+    height += more
     figure.update_layout(
         title={
             "text": title,
@@ -92,11 +170,11 @@ def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins:
             "x": 0,
             "xanchor": "left",
             "yref": "container",
-            "y": 1 - 22 / height,
-            "yanchor": "middle",
+            "y": 1 - (12 + LINE // 2 * further) / height,
+            "yanchor": "top",
         },
         height=height,
-        margin={"l": 10, "r": 10, "t": 62 if note else 44, "b": 46, **margins},
+        margin={"l": 10, "r": 10, "t": (62 if note else 44) + more, "b": 46, **margins},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": EXAMINED.color},
         font={"size": 13},
         paper_bgcolor="rgba(0,0,0,0)",

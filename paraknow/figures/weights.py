@@ -76,7 +76,10 @@ def geometry(table: pd.DataFrame, quantity: str, names: dict[str, str]) -> go.Fi
 
 
 def spectra(table: pd.DataFrame, module: str, names: dict[str, str]) -> go.Figure:
-    """Singular values relative to the largest, per model: the median over layers and the band from least to most."""
+    """Singular values relative to the largest, per model: the median over layers and the band from least to most.
+
+    Where `table` holds one layer of each model, those two layers are named in its place.
+    """
     own = table[table.module == module]
     figure = go.Figure()
     for model, style in (("teacher", TEACHER), ("student", STUDENT)):
@@ -112,4 +115,8 @@ def spectra(table: pd.DataFrame, module: str, names: dict[str, str]) -> go.Figur
     figure.update_yaxes(title="size relative to the largest", range=[0, 1.02])
     figure.update_layout(legend={"orientation": "h", "y": -0.28, "x": 0}, dragmode=False)
     layers = own.groupby("model").layer.nunique().max() if len(own) else 0
-    return frame(figure, f"Singular values of {module}", 380, f"median and range over up to {layers} layers", b=100)
+    note = f"median and range over up to {layers} layers"
+    if layers == 1:
+        only = own.groupby("model").layer.first().items()
+        note = "; ".join(f"layer {k} of {plain(short(names[str(m)], 22))}" for m, k in only)
+    return frame(figure, f"Singular values of {module}", 380, note, b=100)
