@@ -13,7 +13,7 @@ from paraknow.runs import landscape
 from paraknow.runs.store import Run
 
 TITLES = {**landscape.SIMILARITY, **landscape.KNOWLEDGE}
-SHOWN = ("run", "model", "pair", "lineage", "kind", "suite", "n")
+FIRST = ("run", "model", "pair", "lineage")
 PAGES = (("overview", "Overview"), ("similarity", "Similarity"), ("benchmarks", "Benchmarks"))
 
 
@@ -55,8 +55,8 @@ def section(run: Run | None) -> None:
     draw.how_to_read(
         "One mark is one method in one run: how alike its two models are (across), and what of the teacher's knowledge "
         "arrived (up). **Similarity is not transfer:** marks far to the right that lie at 0 are pairs that look alike "
-        "and passed nothing on. Shape and colour say how the two models are related. Large outlined marks are runs "
-        "here (the ring: the chosen one; **click one to open it**), faint small ones came with the package. The "
+        "and passed nothing on. Shape and colour say how the two models are related. Solid outlined marks are runs "
+        "here (the ring: the chosen one; **click one to open it**), faint ones came with the package. The "
         "correlation is of ranks; a pair of models counts once, with the mean of its marks, and its 95 % interval is "
         "over pairs. Pairs that share a model are not quite independent, so the interval is rather too narrow."
     )
@@ -100,15 +100,13 @@ def numbers(rows: pd.DataFrame, x: str, y: str) -> None:
             "that has such facts (demo:people, or a table of your own facts).",
             icon=":material/info:",
         )
-    columns = [*SHOWN, x, y, f"{y}_lo", f"{y}_hi", *(["gain_over"] if y == "gain" else [])]
-    shown = rows.sort_values("source", key=lambda s: s != "run", kind="stable")[["source", *columns]]
+    values = [x, y, f"{y}_lo", f"{y}_hi"]
+    columns = [*FIRST, *values, *(["gain_over"] if y == "gain" else []), "n", "kind", "suite", "source"]
+    shown = rows.sort_values("source", key=lambda s: s != "run", kind="stable")[columns]
     ids = [str(r.run) if r.source == "run" else "" for r in shown.itertuples()]
-    digits = {
-        c: st.column_config.NumberColumn(short(TITLES.get(c, c), 40), format="%.3f") for c in columns[len(SHOWN) :]
-    }
-    digits[f"{y}_lo"] = st.column_config.NumberColumn("lo", format="%.3f", help="lower end of the 95 % interval")
-    digits[f"{y}_hi"] = st.column_config.NumberColumn("hi", format="%.3f", help="upper end of the 95 % interval")
-    digits.pop("gain_over", None)
+    titles = {x: short(TITLES[x], 40), y: short(TITLES[y], 40), f"{y}_lo": "lo", f"{y}_hi": "hi"}
+    ends = {f"{y}_lo": "lower end of the 95 % interval", f"{y}_hi": "upper end of the 95 % interval"}
+    digits = {c: st.column_config.NumberColumn(titles[c], format="%.3f", help=ends.get(c)) for c in values}
     st.dataframe(
         shown,
         hide_index=True,

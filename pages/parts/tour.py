@@ -44,6 +44,9 @@ def go(number: int) -> None:
     """Open the page of a step, on the recorded run."""
     st.session_state["tour"] = number
     st.session_state["tour_in_address"] = str(number)
+    st.session_state.pop(
+        "run_in_address", None
+    )  # so that the address below counts: changing pages drops what was picked
     run = {"run": recorded.id} if (recorded := next(iter(store.recorded_runs()), None)) else {}
     st.switch_page(f"pages/{STEPS[number - 1][0]}.py", query_params={**run, "tour": str(number)})
 

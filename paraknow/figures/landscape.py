@@ -13,7 +13,9 @@ from paraknow.figures.theme import MISSING, NEUTRAL, Style, frame, plain
 
 UNKNOWN = "lineage not known"
 OF_KIND = {"baseline": "circle-open-dot", "control": "x-thin-open", "known answer": "star"}
-BEHIND, BEFORE = 8, 15  # sizes of marks: what came with the package, the runs here
+# Sizes of marks: what came with the package, the runs here. Where marks lie together, Plotly gives the smaller one the
+# pointer: that must be the run.
+BEHIND, BEFORE = 14, 11
 
 
 def drawn(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -25,8 +27,8 @@ def drawn(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 def scatter(rows: pd.DataFrame, x: str, y: str, names: dict[str, str], note: str, chosen: str | None) -> go.Figure:
     """A column of similarity (across) against one of knowledge (up), as paraknow/runs/landscape.py makes them.
 
-    Marks tell lineages apart by colour and shape; runs here are large and outlined, with their intervals, and carry
-    their id and model as `customdata`; what came with the package is small and faint. `chosen`: the run with a ring.
+    Marks tell lineages apart by colour and shape; runs here are solid and outlined, with their intervals, and carry
+    their id and model as `customdata`; what came with the package is larger and faint. `chosen`: the run with a ring.
     names: a title per column. note: the line under the title.
     """
     kept = drawn(rows, x, y)
@@ -49,7 +51,7 @@ def scatter(rows: pd.DataFrame, x: str, y: str, names: dict[str, str], note: str
                 y=ring[y].tolist(),
                 mode="markers",
                 name="the chosen run",
-                marker={"symbol": "circle-open", "size": BEFORE + 12, "color": NEUTRAL, "line": {"width": 2}},
+                marker={"symbol": "circle-open", "size": BEFORE + 14, "color": NEUTRAL, "line": {"width": 2}},
                 hoverinfo="skip",
             )
         )
@@ -68,7 +70,7 @@ def _marks(
     outline = 2.0 if symbol.endswith("-open") else 1.5 if own else 0.0
     marker: dict[str, Any] = {"color": style.color, "symbol": symbol, "size": BEFORE if own else BEHIND}
     marker |= {
-        "opacity": 1.0 if own else 0.45,
+        "opacity": 1.0 if own else 0.5,
         "line": {"width": outline, "color": style.color if not own else NEUTRAL},
     }
     if symbol.endswith("-open"):

@@ -73,13 +73,14 @@ def test_names_are_text(run: store.Run, runs: Path) -> None:  # noqa: F811
         assert not any(raw in text for raw in ("<img", "<a ", "<script", "%{evil", "$x")), text
 
 
-def test_the_tour_walks_over_four_pages_and_can_be_left(runs: Path) -> None:
+def test_the_tour_walks_over_four_pages_and_can_be_left(run: store.Run) -> None:  # noqa: F811
     app = show("overview")
     app.button(key="tour.start").click().run()
     assert "Tour, step 1 of 4" in words(app) and app.title[0].value == "Sensitivity"
     assert app.query_params["tour"] in ("1", ["1"]) and app.session_state["run"] == store.recorded_runs()[0].id
     app.button(key="tour.next").click().run()
     assert "Tour, step 2 of 4" in words(app) and app.title[0].value == "Similarity"
+    assert app.session_state["run"] == store.recorded_runs()[0].id
     app.button(key="tour.back").click().run()
     assert app.title[0].value == "Sensitivity" and app.button(key="tour.back").disabled
     app.button(key="tour.leave").click().run()
