@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from pages.parts import all_runs, draw, shell
+from pages.parts import draw, shell
 from paraknow import methods, resources
 from paraknow.figures import ladder, likeness
 from paraknow.runs import calibrate, store
@@ -233,4 +233,3 @@ numbers(over_worlds)
 st.subheader("What made it")
 st.code(str(calibration.get("command") or COMMAND), language="bash", wrap_lines=True)
 st.caption("Run it with other pairs, methods or worlds: the newest one then stands first on this page.")
-all_runs.section(shell.current_run())

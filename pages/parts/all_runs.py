@@ -24,24 +24,25 @@ def section(run: Run | None) -> None:
         "Two models can compute alike and still pass nothing on. Every finished run that asked for facts nobody showed "
         "the student is a mark here, over the pairs that were measured for the package."
     )
-    a, b, c = st.columns([2, 2, 1], vertical_alignment="bottom")
+    a, b = st.columns(2)
     x = a.selectbox("Across: similarity", list(landscape.SIMILARITY), format_func=TITLES.get, key="a.x")
     y = b.selectbox("Up: knowledge", list(landscape.KNOWLEDGE), format_func=TITLES.get, key="a.y")
-    shipped = c.toggle("With the package's pairs", True, key="a.shipped")
-    more = st.pills(
+    c, d, e = st.columns([4, 4, 3], vertical_alignment="bottom")
+    more = c.pills(
         "Also draw",
         [k for k in landscape.KINDS if k != "examined"],
         selection_mode="multi",
         key="a.kinds",
         help="Beside the examined methods. The correlation never counts the known answer.",
     )
+    shipped = e.toggle("With the package's pairs", True, key="a.shipped")
     try:
         rows = landscape.table(("examined", *more), shipped)
     except ParaKnowError as error:
         st.info(shell.sentence(error))
         return
     methods = list(dict.fromkeys(rows.model.astype(str)))
-    picked = st.multiselect("Methods", methods, key="a.methods", placeholder="all") if len(methods) > 1 else []
+    picked = d.multiselect("Methods", methods, key="a.methods", placeholder="all")
     rows = rows[rows.model.isin(picked)] if picked else rows
     kept = figures.drawn(rows, x, y)
     own = int((kept.source == "run").sum())
