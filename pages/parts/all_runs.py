@@ -37,7 +37,8 @@ def section(run: Run | None) -> None:
     )
     shipped = e.toggle("With the package's pairs", True, key="a.shipped")
     try:
-        rows = landscape.table(("examined", *more), shipped)
+        with st.spinner("Reading what runs have measured …"):
+            rows = landscape.table(("examined", *more), shipped)
     except ParaKnowError as error:
         st.info(shell.sentence(error))
         return
@@ -120,4 +121,4 @@ def numbers(rows: pd.DataFrame, x: str, y: str) -> None:
         alt="The numbers of every mark; picking a line opens its run.",
     )
     st.caption("Pick a line to open its run. – is missing: not measured, or not kept by the package's pairs.")
-    draw.csv(rows, "similarity-against-knowledge", "all-runs")
+    draw.csv(rows.drop(columns="pair_key"), "similarity-against-knowledge", "all-runs")
