@@ -118,7 +118,6 @@ def describe(rows: pd.DataFrame, x: str, y: str, names: dict[str, str], said: Se
     parts = []
     for lineage in ordered(kept.lineage.tolist()):
         part = kept[kept.lineage == lineage]
-        parts.append(
-            f"{lineage}: {len(part)} mark{'s' * (len(part) != 1)}, mean {number(part[x].mean())} across, {number(part[y].mean())} up"
-        )
+        count = f"{len(part)} mark{'s' * (len(part) != 1)}"
+        parts.append(f"{lineage}: {count}, mean {number(part[x].mean())} across, {number(part[y].mean())} up")
     return f"{names[y]} against {names[x]}. {' '.join(said)} {'; '.join(parts) or MISSING}."
