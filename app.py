@@ -2,11 +2,13 @@
 
 import streamlit as st
 
-from pages.parts import login, shell
+from pages.parts import login, shell, terms, tour
 
 st.set_page_config(page_title="ParaKnow", page_icon=shell.ICON, layout="wide")
 login.gate()
 page = shell.navigation()
 shell.pick_run()
+terms.sidebar()
 login.leave()
+tour.card(page.url_path)
 page.run()

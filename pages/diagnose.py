@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, draw, shell
+from pages.parts import all_runs, artifacts, draw, shell
 from paraknow import config as configs
 from paraknow.diagnose import Finding, headline
 from paraknow.diagnose import evidence as counted
@@ -199,3 +199,4 @@ if found is not None:
     short_list(found, "not checked", "Not checked", "These could not be looked at; that does not make them good.")
     st.caption("The same on the command line:")
     st.code(f"paraknow diagnose {run.id}", language="bash")
+all_runs.section(run)

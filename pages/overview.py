@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.parts import artifacts, draw, shell, words
+from pages.parts import artifacts, draw, shell, tour, words
 from paraknow.figures import deltas, tables
 
 MAIN = ("never_shown", "shown")
@@ -26,6 +26,7 @@ shell.heading(
     "or would noise of the same size have done as well?",
     run,
 )
+tour.invitation()
 run = shell.need_run()
 
 

@@ -20,6 +20,7 @@ from paraknow import (
     cli_calibrate,
     cli_cross,
     cli_diagnose,
+    cli_glossary,
     cli_models,
     cli_runs,
     cli_sweep,
@@ -42,6 +43,7 @@ app.command("calibrate")(cli_calibrate.calibrate)
 app.command("benchmarks")(cli_benchmarks.benchmarks)
 app.command("models")(cli_models.models)
 app.command("diagnose")(cli_diagnose.diagnose)
+app.command("glossary")(cli_glossary.glossary)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 

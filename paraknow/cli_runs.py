@@ -1,4 +1,4 @@
-"""`paraknow runs …`: list, show, compare, export, cancel, delete and more. Thin, like the rest of the command line."""
+"""`paraknow runs …`: list, show, compare, landscape, export and more. Thin, like the rest of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from paraknow.errors import InputError
-from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, note, table
+from paraknow.screen import budget_table, budgets_of, delta_table, deltas_of, emit, note, say, table
 
 app = typer.Typer(help="List, show, compare, export, import, cancel, resume and delete runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -80,6 +80,37 @@ def runs_compare(first: str, second: str, as_json: Json = False) -> None:
         note(sentence)
     names = ["suite", "group", "model", "n", "accuracy_first", "accuracy_second", "delta", "delta_ci", "p_holm"]
     table([{k: row[k] for k in names} for row in found.rows], "The second run against the first, item by item")
+
+
+@app.command("landscape")
+def runs_landscape(
+    x: Annotated[str, typer.Option(help="A measure of similarity: cka, r2, kinship, …")] = "cka",
+    y: Annotated[str, typer.Option(help="A measure of knowledge: share, gain or delta.")] = "share",
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; all examined ones by default.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Also: baseline, control, known answer. Repeatable.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Without the pairs that came with the package.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Similarity against transferred knowledge over all finished runs, with its correlation over pairs."""
+    from paraknow.runs import landscape, summaries
+
+    rows = landscape.table(("examined", *(kind or ())), shipped=not here)
+    if method:
+        if unknown := [m for m in method if m not in set(rows.model)]:
+            raise InputError(
+                f"--method {unknown[0]!r}: no finished run has it; there are {', '.join(dict.fromkeys(rows.model))}."
+            )
+        rows = rows[rows.model.isin(method)]
+    found = landscape.correlations(rows, x, y)
+    lines: Any = summaries.rows(rows)
+    if as_json:
+        emit({"x": x, "y": y, "correlations": {k: vars(v) for k, v in found.items()}, "rows": lines})
+        return
+    names = ["source", "run", "model", "pair", "lineage", "kind", x, y, f"{y}_lo", f"{y}_hi"]
+    table([{n: row[n] for n in names} for row in lines], f"{landscape.SIMILARITY[x]} against {landscape.KNOWLEDGE[y]}")
+    for where, correlation in found.items():
+        say(f"{where.capitalize()}: {correlation.words}")
+    say("Similarity is not transfer: what predicts it over these pairs may not in others.")
 
 
 @app.command("export")

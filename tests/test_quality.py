@@ -23,6 +23,7 @@ TORCH_FREE = (
     "paraknow.pairing paraknow.described paraknow.cli_models paraknow.runs.timing "
     "paraknow.runs.diagnosis paraknow.diagnose "
     "paraknow.runs.events paraknow.runs.asks paraknow.runs.questions paraknow.runs.pairs paraknow.cli_ask "
+    "paraknow.runs.landscape paraknow.evaluate.correlation paraknow.glossary "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

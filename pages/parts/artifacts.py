@@ -26,6 +26,14 @@ MADE_BY = {
     "environment.json": "load",
     "diagnose.json": "diagnose",
 }
+AFTER = {  # what to do about what is missing, by the run's state
+    "queued": " The run waits in the queue; the Transfer page shows it.",
+    "running": " The run is on its way; the Transfer page shows how far it is.",
+    "done": " This run was made without it: the Transfer page can start one like it with that stage.",
+    "failed": " The run failed before that: the Transfer page says why, and can go on with it.",
+    "cancelled": " The run was cancelled before that: the Transfer page can go on with it.",
+    "lost": " The run's process was lost before that: the Transfer page can go on with it.",
+}
 
 
 class NotThere(Exception):
@@ -46,7 +54,8 @@ def fingerprint(run: Run, name: str) -> tuple[str, str]:
         return str(path), _hash(str(path), stat.st_mtime_ns, stat.st_size)
     except FileNotFoundError:
         stage = MADE_BY.get(name.split("/")[0], "an earlier")
-        raise NotThere(f"This run has no {name} yet; its {stage} stage writes it.") from None
+        after = AFTER.get(str(run.status().get("state")), "") if not run.read_only else ""
+        raise NotThere(f"This run has no {name} yet; its {stage} stage writes it.{after}") from None
     except OSError as error:
         raise NotThere(f"{name} of this run cannot be read ({error.strerror}).") from None
 

@@ -207,9 +207,9 @@ def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
     """What the runs came to. Models that several runs of a pair share (teacher, student, zero) are taken once."""
     found = Calibration()
     seen: set[tuple[str, str, str]] = set()
-    likeness: dict[tuple[str, str], dict[str, float]] = {}
+    alike: dict[tuple[str, str], dict[str, float]] = {}
     for job, run in zip(jobs, runs, strict=True):
-        likeness.setdefault((job.world, job.rung), {}).update(_likeness(run, job.config))
+        alike.setdefault((job.world, job.rung), {}).update(likeness(run, job.config))
         rows = artifacts.json_file(run.folder, "evaluate/deltas.json")["rows"]
         known = {r["model"]: r["accuracy"] for r in rows if r["group"] == "known"}
         for row in rows:
@@ -220,7 +220,7 @@ def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
                 about = {"world": job.world, "rung": job.rung, "known": known.get(row["model"]), "run": run.id}
                 found.rows.append({**about, **{k: row[k] for k in kept}, "missing": row["share_missing"]})
     for row in found.rows:
-        row.update(dict.fromkeys(PREDICTORS), **likeness[(row["world"], row["rung"])])
+        row.update(dict.fromkeys(PREDICTORS), **alike[(row["world"], row["rung"])])
     found.pooled = pool(found.rows)
     methods = list(dict.fromkeys(job.method for job in jobs))
     found.predictors = predictors(found.rows, [m for m in methods if m != "oracle"])
@@ -228,26 +228,29 @@ def read(jobs: Sequence[Job], runs: Sequence[Run]) -> Calibration:
     return found
 
 
-def _likeness(run: Run, config: RunConfig) -> dict[str, float]:
+def likeness(run: Run, config: RunConfig) -> dict[str, float]:
     """How alike the pair is: mean CKA and R² of the layers that predict each other best, what a fitted rotation of the
-    teacher's streams explains of the student's (fit_turned), and the kinship of layers that transport paired."""
+    teacher's streams explains of the student's (fit_turned), and the kinship of layers that transport paired.
+
+    What a run did not measure is left out. Raises InputError for a damaged table."""
     made: dict[str, float] = {}
-    stitching, cka = run.path("similarity", "stitching.parquet"), run.path("similarity", "cka.parquet")
-    if stitching.is_file() and cka.is_file():
-        r2, alike = pd.read_parquet(stitching), pd.read_parquet(cka)
+    stitching, cka = "similarity/stitching.parquet", "similarity/cka.parquet"
+    if run.path(stitching).is_file() and run.path(cka).is_file():
+        r2 = artifacts.table(run.folder, stitching, ["teacher_layer", "student_layer", "r2", "paired"])
+        alike = artifacts.table(run.folder, cka, ["task", "module", "teacher_layer", "student_layer", "cka"])
         pairs = r2[r2.paired]
         made["r2"] = float(pairs.r2.mean())
-        own = alike[(alike.module == "residual") & (alike.task == alike.task.iloc[0])]
+        own = alike[(alike.module == "residual") & (alike.task == alike.task.iloc[0])] if len(alike) else alike
         both = own.merge(pairs[["teacher_layer", "student_layer"]], on=["teacher_layer", "student_layer"])
         made["cka"] = float(both.cka.mean())
     for entry in (config.method, *config.baselines):
-        table = run.path("align", entry.title, f"{config.seed}.parquet")
-        if entry.name == "transport" and table.is_file():
-            frame, settings = pd.read_parquet(table), entry.settings()
+        name = f"align/{entry.title}/{config.seed}.parquet"
+        if entry.name == "transport" and run.path(name).is_file():
+            settings = entry.settings()
             if settings.get("pairing") == "kin":
-                made["kinship"] = float(frame.kinship.mean())
+                made["kinship"] = float(artifacts.table(run.folder, name, ["kinship"]).kinship.mean())
             if settings.get("maps", "procrustes") == "procrustes" and not settings.get("refit"):
-                made["fit_turned"] = float(frame.fit_out.mean())
+                made["fit_turned"] = float(artifacts.table(run.folder, name, ["fit_out"]).fit_out.mean())
     return {name: value for name, value in made.items() if np.isfinite(value)}
 
 
