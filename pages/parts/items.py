@@ -124,7 +124,7 @@ def card(line: Any, rank: int | None, titles: dict[str, str], seeds: int) -> Non
     st.text(shell.MISSING if pd.isna(line.answer) else line.answer)
     said = []
     if pd.notna(line.logprob):
-        said.append(f"log p of the right answer {line.logprob:.2f} nats".replace("-", "−"))
+        said.append(f"log p of the right answer {round(line.logprob, 2) + 0.0:.2f} nats".replace("-", "−"))
     if rank:
         said.append(f"rank {rank} of {len(line.candidates)}")
     st.caption("; ".join(said) or shell.MISSING)

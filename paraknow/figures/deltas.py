@@ -80,9 +80,7 @@ def panel(
         automargin=True,
         showgrid=False,
     )
-    n = table.n.max() if len(table) else None
-    bars = "; bars: 95 % intervals" if measure.low else ""
-    note = f"n = {int(n)} items{bars}" if n is not None and n == n else ""
+    note = _items(table) + ("; bars: 95 % intervals" if measure.low else "")
     figure.update_layout(showlegend=False, dragmode=False)
     return frame(figure, plain(title), 120 + 33 * max(1, len(labels)), note, r=118)
 
@@ -93,31 +91,36 @@ def answer(
     """What a talk opens with: few models' differences to the student, large, each name and number above its mark."""
     drawn, figure = styles(kinds), go.Figure()
     last = len(table) - 1
+    rows = [f"row {k}" for k in range(len(table))]  # a bare number would be taken for a position on the axis
     for place, line in enumerate(table.itertuples()):
-        _mark(figure, line, DELTA, str(place), drawn[str(line.model)], 20, False)
+        _mark(figure, line, DELTA, rows[place], drawn[str(line.model)], 20, False)
         value = _numbers(line.delta, line.delta_lo, line.delta_hi, DELTA)
         name = plain(short(line.title, 40))
         text = f"{f'<b>{name}</b>' if line.kind == 'examined' else name}  {value}"
         about = {"x": 0, "xref": "paper", "xanchor": "left", "yshift": 25, "showarrow": False, "font": {"size": 15}}
-        figure.add_annotation(y=str(place), text=text, **about)
+        figure.add_annotation(y=rows[place], text=text, **about)
         dotted = {"color": NEUTRAL, "width": 2, "dash": "dot"}  # in pieces, so that it runs through no name
         figure.add_shape(type="line", x0=0, x1=0, y0=last - place - 0.4, y1=last - place + 0.14, line=dotted)
     axis = DELTA.axis.format(student=plain(short(names["student"], 24)))
     figure.update_xaxes(title={"text": axis, "font": {"size": 14}}, range=list(span), zeroline=False, showgrid=False)
-    order = [str(k) for k in range(last, -1, -1)]
     figure.update_yaxes(
         type="category",
         categoryorder="array",
-        categoryarray=order,
+        categoryarray=rows[::-1],
         range=[-0.45, last + 0.65],
         showticklabels=False,
         showgrid=False,
     )
     figure.update_layout(showlegend=False, dragmode=False)
-    n = table.n.max() if len(table) else float("nan")
-    note = f"n = {int(n)} items; bars: 95 % intervals" if n == n else ""
-    figure = frame(figure, plain(title), 130 + 78 * len(table), note)
+    figure = frame(figure, plain(title), 130 + 78 * len(table), f"{_items(table)}; bars: 95 % intervals")
     return figure.update_layout(title={"font": {"size": 18}})
+
+
+def _items(table: pd.DataFrame) -> str:
+    few, many = table.n.min(), table.n.max()
+    if many != many:
+        return "n is missing"
+    return f"n = {int(many)} items" if few == many else f"n = {int(few)} to {int(many)} items"
 
 
 def _mark(

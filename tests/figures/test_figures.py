@@ -123,7 +123,7 @@ def test_layer_map_selects_cells_and_leaves_other_parameters_out() -> None:
     chart = heatmaps.layer_map(table, "mean", (1e-4, 1e-2), "big", (0, "q")).to_dict()
     assert chart["params"][0]["select"]["fields"] == ["layer", "module"]
     assert [r["module"] for r in next(iter(chart["datasets"].values()))] == ["q"]
-    assert "big" in chart["title"] and chart["encoding"]["color"]["scale"]["scheme"] == "cividis"
+    assert "big" in chart["title"]["text"] and chart["encoding"]["color"]["scale"]["scheme"] == "cividis"
 
 
 def test_matrix_map_keeps_the_matrix_own_numbers_when_pooled_and_cut() -> None:

@@ -15,8 +15,8 @@ from tests.pages.test_pages import NASTY, no_worker, run, show, warm_server, wor
 def test_all_sections_are_there(run: store.Run) -> None:  # noqa: F811
     app = show("similarity")
     titles = [s.value for s in app.subheader]
-    assert len(titles) == 5 and titles[0].startswith("Outputs") and titles[-1] == "Task against task"
-    assert words(app).count("How to read this") == 6
+    assert len(titles) == 8 and titles[0].startswith("Outputs") and titles[-1] == "Task against task"
+    assert words(app).count("How to read this") == 9
     assert "It does not say that knowledge crosses" in words(app)
 
 
