@@ -112,8 +112,8 @@ def answer(
         showgrid=False,
     )
     figure.update_layout(showlegend=False, dragmode=False)
-    figure = frame(figure, plain(title), 130 + 78 * len(table), f"{_items(table)}; bars: 95 % intervals")
-    return figure.update_layout(title={"font": {"size": 18}})
+    figure = frame(figure, plain(title), 130 + 78 * len(table), f"{_items(table)}; bars: 95 % intervals", 44)
+    return figure.update_layout(title={"font": {"size": 16}})
 
 
 def _items(table: pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ UNITS = {
     "max": "largest |w · ∇| of a weight (nats)",
     "share": "share of the model's summed |w · ∇|",
 }
+TITLES = {"mean": "mean |w · ∇|", "sum": "summed |w · ∇|", "max": "largest |w · ∇|", "share": "share of |w · ∇|"}
 SELECTION = "cell"
 
 
@@ -53,7 +54,7 @@ def layer_map(
     mark = alt.datum.layer == -99
     if chosen:
         mark = (alt.datum.layer == chosen[0]) & (alt.datum.module == chosen[1])
-    name = title or f"{short(model, 40)}: {UNITS[value]}"
+    name = title or f"{short(model, 34)}: {TITLES[value]}"
     chart = (
         alt.Chart(table)
         .mark_rect(cursor="pointer" if clickable else "default")
@@ -97,9 +98,10 @@ def axes(table: pd.DataFrame, model: str) -> dict[str, Any]:
     numbers = [int(n) for n in sorted(table.layer.unique()) if int(n) % step == 0]
     across = alt.Axis(labelAngle=0, orient="bottom", labelOverlap=False)
     down = alt.Axis(values=numbers, labelOverlap=False)
+    whole = alt.Scale(round=True)  # edges between pixels would look like lines in the data
     return {
-        "x": alt.X("module:N", sort=list(MODULES), title="matrix", axis=across),
-        "y": alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending", axis=down),
+        "x": alt.X("module:N", sort=list(MODULES), title="matrix", axis=across, scale=whole),
+        "y": alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending", axis=down, scale=whole),
     }
 
 
@@ -230,4 +232,4 @@ def matrix_map(
         constrain="domain",
     )
     figure.update_yaxes(title="row (output)", range=[last * steps[0], first * steps[0]], showgrid=False, zeroline=False)
-    return frame(figure, plain(title), 540, plain(note))
+    return frame(figure, plain(title), 540, plain(note), 30)  # beside the buttons

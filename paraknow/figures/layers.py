@@ -59,10 +59,8 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
         ][::step],
     )
     figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
-    title = f"Sensitivity of {plain(short(teacher))}'s layers and where they go in {plain(short(student))}"
-    return frame(
-        figure,
-        title,
-        max(290, 130 + min(34 * len(table), 700)),
-        f"n = {n} seed examples; lines: ± 1.96 standard errors over them",
+    note = (
+        f"filled: chosen, with the layer of {plain(short(student, 20))} it feeds; n = {n} seed examples; lines: ± 1.96 "
     )
+    title, height = f"Sensitivity of {plain(short(teacher, 26))}'s layers", max(290, 130 + min(34 * len(table), 700))
+    return frame(figure, title, height, f"{note}standard errors over them")

@@ -37,6 +37,8 @@ def small_multiples(table: pd.DataFrame, names: dict[str, str], chosen: str = ""
             hovertemplate=f"{module}: layer %{{y}} against layer %{{x}}: %{{z:.3f}}<extra></extra>",
         )
         figure.add_trace(heat, row=k // ACROSS + 1, col=k % ACROSS + 1)
+    bar = {"orientation": "h", "thickness": 12, "len": 0.4, "x": 0, "xanchor": "left", "yref": "container", "y": 0}
+    bar |= {"yanchor": "bottom", "tickvals": [0, 0.5, 1]}
     across, down = table.student_layer.nunique(), table.teacher_layer.nunique()
     sides = [table[c] for c in ("student_layer", "teacher_layer")]
     (left, right), (top, bottom) = [(int(x.min()) - 0.5, int(x.max()) + 0.5) for x in sides]
@@ -47,21 +49,23 @@ def small_multiples(table: pd.DataFrame, names: dict[str, str], chosen: str = ""
     figure.add_annotation(
         text=f"layer of {plain(short(names['student'], 26))}",
         x=0.5,
-        y=-0.12,
+        y=0,
         xref="paper",
         yref="paper",
+        yshift=-24,
         showarrow=False,
         yanchor="top",
         font={"size": 13, "color": NEUTRAL},
     )
     figure.update_layout(
-        coloraxis={"cmin": 0, "cmax": 1, "colorscale": "Cividis", "colorbar": {"thickness": 14, "title": "CKA"}},
+        coloraxis={"cmin": 0, "cmax": 1, "colorscale": "Cividis", "colorbar": bar},
         dragmode=False,
     )
     figure.update_yaxes(title={"text": f"{plain(short(names['teacher'], 20))}", "font": {"size": 12}}, col=1)
     n = f"n = {int(table.n.max())} tokens; " if table.n.notna().any() else ""
-    made = frame(figure, "CKA of every module, layer against layer", 130 + 190 * lines, f"{n}one colour range", b=70)
-    return made.update_layout(margin={"t": 92}, plot_bgcolor="rgba(154,163,173,0.35)")
+    title = "CKA of every module, layer against layer"
+    made = frame(figure, title, 180 + 190 * lines, f"{n}one colour range, 0 to 1", t=92, b=112, pad=0)
+    return made.update_layout(plot_bgcolor="rgba(154,163,173,0.35)")
 
 
 def nearest(table: pd.DataFrame, of: str, held: str = "null") -> pd.DataFrame:
@@ -91,7 +95,7 @@ def nearest_chart(found: pd.DataFrame, of: str, names: dict[str, str], module: s
     to = "student" if of == "teacher" else "teacher"
     known = found[found.match.notna()].reset_index(drop=True)
     figure = go.Figure()
-    second = known[known.second.notna()]
+    second, size = known[known.second.notna()], 10 if len(known) <= 24 else 6
     bars = {
         "type": "data",
         "symmetric": False,
@@ -114,7 +118,7 @@ def nearest_chart(found: pd.DataFrame, of: str, names: dict[str, str], module: s
                 mode="markers",
                 name=name,
                 error_x=interval,
-                marker={"symbol": symbol, "size": 10, "color": color, "line": {"width": 2, "color": color}},
+                marker={"symbol": symbol, "size": size, "color": color, "line": {"width": 2, "color": color}},
                 customdata=part[["match", "second"]].astype(object).where(part[["match", "second"]].notna(), "–"),
                 hovertemplate=f"{name}: %{{x:.3f}}<br>layer %{{y}}: most alike is %{{customdata[0]}}, then "
                 "%{customdata[1]}<extra></extra>",
@@ -161,7 +165,7 @@ def stitched(row: pd.Series, names: dict[str, str]) -> go.Figure:
     figure.update_xaxes(title="R² on held-out tokens", range=[low, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_layout(showlegend=False, dragmode=False)
-    title = f"Stream after layer {int(row.teacher_layer)} read as that after layer {int(row.student_layer)}"
+    title = f"Layer {int(row.teacher_layer)}'s stream read as layer {int(row.student_layer)}'s"
     both = f"{plain(short(names['teacher'], 22))} and {plain(short(names['student'], 22))}"
     return frame(figure, title, 300, f"{both}; n = {int(row.n)} tokens; bars: 95 %")
 

@@ -138,8 +138,8 @@ def overlap_chart(table: pd.DataFrame, names: dict[str, str], one: str, other: s
             hovertemplate="%{customdata[0]} of the top %{customdata[1]} (of %{customdata[2]})<extra></extra>",
         )
     )
-    figure.update_xaxes(title="share of the top ones that both tasks have", range=[-0.04, 1.08], zeroline=False)
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(title="share of the top ones in common", range=[-0.04, 1.08], zeroline=False)
+    figure.update_yaxes(range=[len(labels) - 0.5, -0.8], automargin=True, showgrid=False)
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
     figure.update_layout(legend=legend, dragmode=False)
     title = f"Do {plain(short(one, 26))} and {plain(short(other, 26))} use the same places?"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,20 +80,35 @@ def short(text: object, length: int = 34) -> str:
 
 
 def distinct(names: Mapping[str, str], length: int = SHORTEST) -> dict[str, str]:
-    """The same names, those that would look alike when cut to `length` numbered at their end, first come first.
+    """The same names where no two look alike when cut to `length`.
 
-    What differs when cut to `length` also differs when cut to more, so one call serves all figures of a page.
+    Of those that would, only the ends that differ are kept (…70B-chat and …7B-chat); where that does not help they are
+    numbered, the first one excepted. What differs when cut to `length` also differs when cut to more.
     """
+    made = {key: str(name) for key, name in names.items()}
+    alike: dict[str, list[str]] = {}
+    for key, name in made.items():
+        alike.setdefault(short(name, length), []).append(key)
+    for keys in alike.values():
+        if len(keys) > 1:
+            made |= _ends({key: made[key] for key in keys}, length)
     taken: set[str] = set()
-    made = {}
-    for key, name in names.items():
-        candidate, number = str(name), 1
-        while short(candidate, length) in taken:
+    for key, name in made.items():
+        number = 1
+        while short(made[key], length) in taken:
             number += 1
-            candidate = f"{name} ({number})"
-        taken.add(short(candidate, length))
-        made[key] = candidate
+            made[key] = f"{name} ({number})"
+        taken.add(short(made[key], length))
     return made
+
+
+def _ends(names: dict[str, str], length: int) -> dict[str, str]:
+    """Names without the parts that they begin with in common, broken between words; as they are where that is vain."""
+    begin = len(os.path.commonprefix(list(names.values())))
+    first = next(iter(names.values()))
+    begin = max((k + 1 for k in range(begin) if first[k] in "/-_. "), default=0)
+    ends = {key: f"…{name[begin:]}" for key, name in names.items()}
+    return ends if begin and len({short(e, length) for e in ends.values()}) == len(ends) else names
 
 
 def sparse(count: int, room: int = 24) -> int:
@@ -123,8 +140,26 @@ def side_by_side(layers: Iterable[Any], width: float) -> dict[Any, float]:
     return {layer: width * (k / (len(order) - 1) - 0.5) if len(order) > 1 else 0.0 for k, layer in enumerate(order)}
 
 
-def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins: int) -> go.Figure:
-    """Title, note under it, margins and sizes of every Plotly figure; text takes its colour from the page's theme."""
+TITLE_WIDTH, NOTE_WIDTH = 48, 62  # characters of a line that a window of 390 pixels still shows whole
+LINE = 20  # pixels
+
+
+def lines(text: str, width: int) -> str:
+    """Text in lines of at most `width` characters, broken at spaces; names without one stay whole."""
+    return "<br>".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
+def frame(
+    figure: go.Figure, title: str, height: int, note: str = "", width: int = TITLE_WIDTH, **margins: int
+) -> go.Figure:
+    """Title, note under it, margins and sizes of every Plotly figure; text takes its colour from the page's theme.
+
+    `height` is what the figure needs with a title of one line of `width` characters; more lines make it higher.
+    """
+    title, note = lines(title, width), lines(note, NOTE_WIDTH)
+    further = title.count("<br>")
+    more = LINE * further + (LINE - 4) * note.count("<br>")
+    height += more
     figure.update_layout(
         title={
             "text": title,
@@ -133,11 +168,11 @@ def frame(figure: go.Figure, title: str, height: int, note: str = "", **margins:
             "x": 0,
             "xanchor": "left",
             "yref": "container",
-            "y": 1 - 22 / height,
-            "yanchor": "middle",
+            "y": 1 - (12 + LINE // 2 * further) / height,
+            "yanchor": "top",
         },
         height=height,
-        margin={"l": 10, "r": 10, "t": 62 if note else 44, "b": 46, **margins},
+        margin={"l": 10, "r": 10, "t": (62 if note else 44) + more, "b": 46, **margins},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": EXAMINED.color},
         font={"size": 13},
         paper_bgcolor="rgba(0,0,0,0)",
