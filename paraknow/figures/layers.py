@@ -63,4 +63,4 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
         f"filled: chosen, with the layer of {plain(short(student, 20))} it feeds; n = {n} seed examples; lines: ± 1.96 "
     )
     title, height = f"Sensitivity of {plain(short(teacher, 26))}'s layers", max(290, 130 + min(34 * len(table), 700))
-    return frame(figure, title, height, f"{note}standard errors over them")
+    return frame(figure, title, height, f"{note}lines: ± 1.96 standard errors over them")

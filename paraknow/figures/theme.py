@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -104,9 +103,11 @@ def distinct(names: Mapping[str, str], length: int = SHORTEST) -> dict[str, str]
 
 def _ends(names: dict[str, str], length: int) -> dict[str, str]:
     """Names without the parts that they begin with in common, broken between words; as they are where that is vain."""
-    begin = len(os.path.commonprefix(list(names.values())))
-    first = next(iter(names.values()))
-    begin = max((k + 1 for k in range(begin) if first[k] in "/-_. "), default=0)
+    begin = 0
+    for place, letters in enumerate(zip(*names.values(), strict=False), 1):
+        if len(set(letters)) > 1:
+            break
+        begin = place if letters[0] in "/-_. " else begin
     ends = {key: f"…{name[begin:]}" for key, name in names.items()}
     return ends if begin and len({short(e, length) for e in ends.values()}) == len(ends) else names
 
