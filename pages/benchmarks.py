@@ -97,7 +97,7 @@ def measured(measure: deltas.Measure) -> None:
         whole = tables.ordered(found, order, measure.value)
         where = [tables.panel_title(s, g) for s, g in zip(whole.suite, whole.group, strict=True)]
         listed = whole.assign(title=[f"{t} · {w}" for t, w in zip(whole.title, where, strict=True)])
-        title = f"{len(listed)} comparisons, sorted by {order}"
+        title = f"{len(listed)} comparison{'s' * (len(listed) != 1)}, sorted by {order}"
         figure = deltas.panel(listed, measure, title, titles, deltas.limits(listed, measure), kinds, LIST_WIDTH)
         draw.plot(figure, "b.list", deltas.describe(listed, measure, title))
     reading(measure)
@@ -144,7 +144,7 @@ def never_shown() -> None:
     for column, measure, key in ((left, deltas.DELTA, "delta"), (right, deltas.SHARE, "share")):
         with column:
             for number, ((suite, group), lines) in enumerate(part.groupby(["suite", "group"], sort=False)):
-                title = tables.panel_title(suite, group) + (": share that arrived" if key == "share" else "")
+                title = f"{suite}: share that arrived" if key == "share" else tables.panel_title(suite, group)
                 lines = tables.ordered(lines, tables.ORDERS[0], measure.value)
                 figure = deltas.panel(lines, measure, title, titles, deltas.limits(part, measure), kinds)
                 draw.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))

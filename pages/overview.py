@@ -40,8 +40,9 @@ def pair_in_a_line() -> None:
         about = models.get(side) if isinstance(models.get(side), dict) else {}
         facts = [f"{about['layers']} layers"] if about.get("layers") else []
         if isinstance(about.get("parameters"), int):
-            facts.append(f"{about['parameters'] / 1e6:.1f} M weights")
-        sides.append(shell.escape(titles[side]) + (f" ({', '.join(facts)})" if facts else ""))
+            millions = about["parameters"] / 1e6
+            facts.append(f"{millions / 1e3:.1f} billion weights" if millions >= 1e3 else f"{millions:.1f} M weights")
+        sides.append(shell.escape(about.get("title") or titles[side]) + (f" ({', '.join(facts)})" if facts else ""))
     st.caption(f"**Pair** {' → '.join(sides)}")
 
 

@@ -103,9 +103,7 @@ def _weights(run: Run, teacher: int, student: int, titles: Titles) -> None:
     draw.plot(layerwise.cosines(own, titles, student), "c.pair.cosines", f"Cosines of layer {student}: {said}.")
     source = int(own.teacher_layer.iloc[0])
     if source != teacher:
-        st.caption(
-            f"Located was layer {source} for this layer, not layer {teacher}; layer {source}'s blocks are shown."
-        )
+        st.caption(f"Layer {source} was located for this layer, not layer {teacher}: its blocks are shown.")
 
 
 def _spectra(run: Run, teacher: int, student: int, titles: Titles, module: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -63,7 +64,8 @@ def panel(
     table = table[table.model != "student"] if measure.zero is not None else table
     drawn = styles(kinds or dict(zip(table.model, table.kind, strict=True)))
     figure = go.Figure()
-    shown = distinct(dict(enumerate(table.title)), 2 * wide - 4)  # two lines of one name would be drawn as one
+    # two lines of one name would be drawn as one
+    shown = distinct({str(k): t for k, t in enumerate(table.title)}, 2 * wide - 4)
     cut = {k: textwrap.wrap(short(name, 2 * wide - 4), wide) for k, name in shown.items()}
     labels = ["<br>".join(plain(part) for part in parts) for parts in cut.values()]
     for label, line in zip(labels, table.itertuples(), strict=True):
@@ -92,7 +94,8 @@ def answer(
     drawn, figure = styles(kinds), go.Figure()
     last = len(table) - 1
     rows = [f"row {k}" for k in range(len(table))]  # a bare number would be taken for a position on the axis
-    for place, line in enumerate(table.itertuples()):
+    models: list[Any] = list(table.itertuples())
+    for place, line in enumerate(models):
         _mark(figure, line, DELTA, rows[place], drawn[str(line.model)], 20, False)
         value = _numbers(line.delta, line.delta_lo, line.delta_hi, DELTA)
         name = plain(short(line.title, 40))
@@ -124,7 +127,7 @@ def _items(table: pd.DataFrame) -> str:
 
 
 def _mark(
-    figure: go.Figure, line: object, measure: Measure, label: str, style: Style, size: int = 11, written: bool = True
+    figure: go.Figure, line: Any, measure: Measure, label: str, style: Style, size: int = 11, written: bool = True
 ) -> None:
     value = getattr(line, measure.value)
     low, high = (getattr(line, c) if c else float("nan") for c in (measure.low, measure.high))

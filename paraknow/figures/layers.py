@@ -59,8 +59,6 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
         ][::step],
     )
     figure.update_layout(bargap=0.25, showlegend=False, dragmode=False)
-    note = (
-        f"filled: chosen, with the layer of {plain(short(student, 20))} it feeds; n = {n} seed examples; lines: ± 1.96 "
-    )
+    fed = f"filled: chosen, with the layer of {plain(short(student, 20))} it feeds"
     title, height = f"Sensitivity of {plain(short(teacher, 26))}'s layers", max(290, 130 + min(34 * len(table), 700))
-    return frame(figure, title, height, f"{note}lines: ± 1.96 standard errors over them")
+    return frame(figure, title, height, f"n = {n} seed examples; lines: ± 1.96 standard errors; {fed}")

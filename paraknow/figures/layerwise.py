@@ -78,7 +78,7 @@ def nearest(table: pd.DataFrame, of: str, held: str = "null") -> pd.DataFrame:
     lines = []
     for layer, part in table.groupby(own):
         best = part.dropna(subset=["cka"]).sort_values("cka", ascending=False, kind="stable")
-        line = {"layer": int(layer), "match": None, "cka": float("nan"), "second": None}
+        line = {"layer": layer, "match": None, "cka": float("nan"), "second": None}
         if len(best):
             first = best.iloc[0]
             line |= {"match": int(first[other]), "cka": first.cka, "lo": first.lo, "hi": first.hi}
@@ -233,7 +233,7 @@ def cosines(table: pd.DataFrame, names: dict[str, str], layer: int) -> go.Figure
     figure.update_yaxes(autorange="reversed", showgrid=False)
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
     figure.update_layout(legend=legend, dragmode=False)
-    source = int(table.teacher_layer.iloc[0])
+    located = int(table.teacher_layer.iloc[0])
     title = f"What goes into layer {layer} of {plain(short(names['student'], 26))}, beside its weights"
-    note = f"blocks of layer {source} of {plain(short(names['teacher'], 22))}, rank {int(table['rank'].iloc[0])}"
+    note = f"blocks of layer {located} of {plain(short(names['teacher'], 22))}, rank {int(table['rank'].iloc[0])}"
     return frame(figure, title, 450, note, b=120)

@@ -104,7 +104,7 @@ def _line(model: str, what: str, sides: list[pd.Series], top: float) -> list[dic
 
 def overlap_chart(table: pd.DataFrame, names: dict[str, str], one: str, other: str) -> go.Figure:
     """`overlap` as marks (share in common), a bar where random choices would lie, and the counts beside them."""
-    labels = [f"{plain(short(names[r.model], 22))}: {r.of}" for r in table.itertuples()]
+    labels = [f"{plain(short(names[str(r.model)], 22))}: {r.of}" for r in table.itertuples()]
     figure = go.Figure()
     figure.add_trace(
         go.Scatter(

@@ -117,7 +117,6 @@ def spectra(table: pd.DataFrame, module: str, names: dict[str, str]) -> go.Figur
     layers = own.groupby("model").layer.nunique().max() if len(own) else 0
     note = f"median and range over up to {layers} layers"
     if layers == 1:
-        note = "; ".join(
-            f"layer {k} of {plain(short(names[m], 22))}" for m, k in own.groupby("model").layer.first().items()
-        )
+        only = own.groupby("model").layer.first().items()
+        note = "; ".join(f"layer {k} of {plain(short(names[str(m)], 22))}" for m, k in only)
     return frame(figure, f"Singular values of {module}", 380, note, b=100)

@@ -88,3 +88,10 @@ def test_an_answer_is_the_first_seeds_or_missing():
 def test_missing_answers_do_no_harm():
     whole = table().assign(answer=None)
     assert len(items.select(items.lines(whole, "m", "student"), "york")) == 5
+
+
+def test_rank_of_the_right_answer() -> None:
+    assert items.rank("b", ["a", "b", "c"], [-1.0, -2.0, -3.0]) == 2
+    assert items.rank("a", ["a", "b"], [-1.0, -1.0]) == 1  # a tie counts for it
+    assert items.rank("b", ["a", "b"], [-1.0, float("-inf")]) == 2
+    assert items.rank("x", ["a", "b"], [-1.0, -2.0]) is None and items.rank("a", ["a"], [float("nan")]) is None

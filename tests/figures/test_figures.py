@@ -96,6 +96,38 @@ def test_panel_draws_intervals_and_writes_numbers() -> None:
     assert "small" in figure.layout.xaxis.title.text and "40 items" in figure.layout.title.subtitle.text
 
 
+def test_lines_are_chosen_and_sorted() -> None:
+    rows = [*ROWS, row("seeking", "never_shown", delta=-0.5, claim=True), row("pissa", "never_shown", delta=0.05)]
+    frame = tables.deltas_frame(rows)
+    assert set(tables.select(frame, groups=["never_shown"]).model) == {"seeking", "pissa"}
+    assert tables.select(frame, claims=True).model.tolist() == ["seeking"]
+    apart = tables.select(frame, models=["pissa", "seeking"], apart=True)
+    assert apart.delta.tolist() == pytest.approx([0.4, 0.4, -0.5])  # of 0.05 the interval holds 0
+    shown = frame[frame.group == "shown"]
+    assert tables.ordered(shown, "value", "delta").model.tolist()[-1] == "student"  # missing
+    assert tables.ordered(shown, "value", "delta").model.tolist()[0] == "teacher"
+    assert tables.ordered(shown, "kind of model", "delta").kind.tolist()[-2:] == ["control", "control"]
+    assert tables.ordered(shown, "name", "delta").model.tolist()[0] == "pissa"
+    with pytest.raises(ValueError, match="choose of"):
+        tables.ordered(shown, "colour", "delta")
+    assert tables.leading(shown).model.tolist() == ["teacher", "seeking", "pissa", "seeking+noise"]
+
+
+def test_the_answer_is_few_models_named_above_their_marks() -> None:
+    frame = tables.leading(tables.deltas_frame(ROWS))
+    figure = deltas.answer(frame, "facts", NAMES, (-1, 1), tables.kinds(ROWS))
+    texts = [a.text for a in figure.layout.annotations]
+    assert texts[1] == "<b>seeking</b>  +0.40 [+0.20, +0.50]" and len(texts) == len(figure.data) == 4
+    assert [t.y[0] for t in figure.data] == list(figure.layout.yaxis.categoryarray)[::-1]
+
+
+def test_two_models_of_one_name_have_a_line_each() -> None:
+    frame = tables.deltas_frame(ROWS, {"seeking": "same", "pissa": "same"})
+    figure = deltas.panel(frame, deltas.DELTA, "facts", NAMES, (-1, 1))
+    labels = [t.y[0] for t in figure.data]
+    assert len(set(labels)) == len(labels) and "same (2)" in labels
+
+
 def test_panel_of_missing_values_says_so() -> None:
     frame = tables.deltas_frame(ROWS)
     figure = deltas.panel(frame, deltas.SHARE, "facts", NAMES, deltas.limits(frame, deltas.SHARE))
@@ -200,4 +232,4 @@ def test_layer_scores_name_the_layers_they_feed() -> None:
     )
     figure = layers.scores(table, spread, "big", "small")
     assert list(figure.layout.yaxis.ticktext) == ["0", "1 → 0"]
-    assert isinstance(figure, go.Figure) and "3 seed examples" in figure.layout.title.subtitle.text
+    assert isinstance(figure, go.Figure) and "3 seed" in figure.layout.title.subtitle.text
