@@ -63,7 +63,7 @@ def layer_maps() -> None:
         chosen = None
         if st.session_state.get("s.model") == model:
             chosen = (st.session_state["s.layer"], st.session_state["s.module"])
-        note = f"{heatmaps.UNITS[value]}; {short(task, 40)}; n = {count} seed examples"
+        note = f"n = {count} seed examples; {short(task, 30)}; {heatmaps.UNITS[value]}"
         chart = heatmaps.layer_map(own[["layer", "module", *heatmaps.UNITS]], value, span, titles[model], chosen, note)
         top = own.loc[own[value].idxmax()]
         what = f"Heat map of {titles[model]}: {heatmaps.UNITS[value]} by layer and matrix"

@@ -24,6 +24,7 @@ UNITS = {
 }
 TITLES = {"mean": "mean |w · ∇|", "sum": "summed |w · ∇|", "max": "largest |w · ∇|", "share": "share of |w · ∇|"}
 SELECTION = "cell"
+BUTTONS = 26  # pixels: a narrow window has no room for them beside the title
 
 
 def clip_range(values: np.ndarray, percentiles: tuple[float, float] = CLIP) -> tuple[float, float] | None:
@@ -236,4 +237,6 @@ def matrix_map(
     )
     rows = [covers.row + last * steps[0], covers.row + first * steps[0]]
     figure.update_yaxes(title="row (output)", range=rows, showgrid=False, zeroline=False)
-    return frame(figure, plain(title), 540, plain(note), 30)  # beside the buttons
+    made = frame(figure, plain(title), 540, plain(note))
+    under = {"height": made.layout.height + BUTTONS, "margin": {"t": made.layout.margin.t + BUTTONS}}
+    return made.update_layout(**under, title={"y": made.layout.title.y - BUTTONS / under["height"]})

@@ -148,7 +148,8 @@ LINE = 20  # pixels
 def lines(text: str, width: int) -> str:
     """Text in lines of at most `width` characters, broken at spaces; names without one stay whole, as does n = …"""
     text = re.sub(r"\bn = ", "n\u00a0=\u00a0", text)
-    return "<br>".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+    found = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return "<br>".join(found).replace("\u00a0", " ")
 
 
 def frame(

@@ -26,7 +26,7 @@ def test_nearest_layer_with_interval_null_and_runner_up() -> None:
     found = layerwise.nearest(hollow, "student")
     assert found.match.isna().tolist() == [False, True]
     figure = layerwise.nearest_chart(found, "student", NAMES, "residual", "null", 80)
-    assert list(figure.layout.yaxis.ticktext) == ["0 → 0"] and "n\u00a0=\u00a080" in figure.layout.title.subtitle.text
+    assert list(figure.layout.yaxis.ticktext) == ["0 → 0"] and "n = 80" in figure.layout.title.subtitle.text
 
 
 def test_every_module_has_a_panel_in_one_range() -> None:
