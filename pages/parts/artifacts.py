@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from paraknow import files
+from paraknow.report import names
 from paraknow.runs import artifacts as kinds
 from paraknow.runs.store import Run
 
@@ -129,20 +130,12 @@ def matrix(run: Run, model: str, layer: int, module: str) -> tuple[np.ndarray, d
 
 def titles(run: Run) -> dict[str, str]:
     """Names for axes and legends: the two models' own, and every method's from the catalogue."""
-    from paraknow import methods
-
-    made = {name: method.title for name, method in methods.catalogue().items()}
     try:
-        models = json_file(run, "environment.json").get("models", {})
+        return names.titles(json_file(run, "environment.json"))
     except NotThere:
-        models = {}
-    for name in ("teacher", "student"):
-        facts = models.get(name)
-        made[name] = str(facts["title"]) if isinstance(facts, dict) and facts.get("title") else name
-    return made
+        return names.titles({})
 
 
 def model_titles(run: Run, labels: list[str]) -> dict[str, str]:
     """A title per model label of a run; a control's label is METHOD+CONTROL."""
-    known = titles(run)
-    return {label: known.get(label) or known.get(label.rpartition("+")[2]) or label for label in labels}
+    return names.model_titles(titles(run), labels)
