@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_runs, cli_sweep
+from paraknow import cli_audit, cli_benchmarks, cli_calibrate, cli_cross, cli_report, cli_runs, cli_sweep
 from paraknow.errors import InputError, ParaKnowError
 from paraknow.screen import budget_table, budgets_of, carry_out, delta_table, deltas_of, emit, note, table
 
@@ -29,6 +29,8 @@ app.command("audit")(cli_audit.audit)
 app.command("cross")(cli_cross.cross)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.command("benchmarks")(cli_benchmarks.benchmarks)
+app.command("report")(cli_report.report)
+app.command("figure")(cli_report.figure)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 

@@ -11,7 +11,9 @@ from paraknow.figures import deltas, similarity
 from paraknow.figures.theme import short
 
 FIRST, SECOND, DIFFERENCE = "first", "second", "second − first"
-PAIRED = deltas.Measure("delta", "delta_lo", "delta_hi", "accuracy of the second run − the first, same items", guess=0.0)
+PAIRED = deltas.Measure(
+    "delta", "delta_lo", "delta_hi", "accuracy of the second run − the first, same items", guess=0.0
+)
 
 
 def minus(first: pd.DataFrame, second: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
@@ -31,8 +33,8 @@ def layer_map(first: pd.DataFrame, second: pd.DataFrame, value: str, what: str, 
 
     Cells that only one run has are grey and crossed.
     """
-    sides = [table[table.module.isin(MODULES)] for table in (first, second)]
-    table = minus(*sides, ["layer", "module"], value)
+    keys = ["layer", "module"]
+    table = minus(first[first.module.isin(MODULES)], second[second.module.isin(MODULES)], keys, value)
     end = bound(table.difference, 1e-9)
     table["missing"] = table.difference.isna()
     table["said"] = ["in one run only" if pd.isna(v) else f"{v:+.3g}".replace("-", "−") for v in table.difference]
@@ -62,9 +64,7 @@ def layer_map(first: pd.DataFrame, second: pd.DataFrame, value: str, what: str, 
     return alt.layer(cells, crosses).properties(title=title, height=alt.Step(34)).configure_view(strokeWidth=0)
 
 
-def pair_map(
-    first: pd.DataFrame, second: pd.DataFrame, value: str, what: str, names: dict[str, str]
-) -> alt.LayerChart:
+def pair_map(first: pd.DataFrame, second: pd.DataFrame, value: str, what: str, names: dict[str, str]) -> alt.LayerChart:
     """Second − first of a teacher layer × student layer map; orange where the second is larger."""
     table = minus(first, second, ["teacher_layer", "student_layer"], value)
     end = bound(table.difference, 0.01)

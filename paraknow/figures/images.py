@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import altair as alt
 import plotly.graph_objects as go
 
+from paraknow import files
 from paraknow.errors import InputError
 from paraknow.figures import theme
 
@@ -24,6 +26,7 @@ PANEL = 420  # the same for the plotting area of a chart without a step
 SCALE = 2.0  # pixels of a PNG per pixel of the figure: sharp on paper
 SLIDE = 1.6  # brings the smallest text of a figure, 11.5 px, to at least LEAST
 LEAST = 18.0  # pixels of text that can be read from the last row
+FONTS = {"labelFontSize": 12, "titleFontSize": 13}
 INK, PAPER = "#1B2430", "#FFFFFF"
 
 
@@ -60,9 +63,16 @@ def for_slides(figure: Any) -> Any:
     made = go.Figure(figure)
     layout = made.layout
     base = layout.font.size or 12
-    for font in (layout.title.font, layout.title.subtitle.font, layout.legend.font, *(a.font for a in layout.annotations)):
+    for font in (
+        layout.title.font,
+        layout.title.subtitle.font,
+        layout.legend.font,
+        *(a.font for a in layout.annotations),
+    ):
         font.size = max(LEAST, SLIDE * (font.size or base))
     layout.font.size = max(LEAST, SLIDE * base)
+    for axis in (*made.select_xaxes(), *made.select_yaxes()):
+        axis.title.font.size = LEAST + 2
     layout.margin = {side: SLIDE * v for side in "lrtb" if (v := layout.margin[side]) is not None}
     layout.width = SLIDE * (layout.width or WIDTH)
     layout.height = SLIDE * layout.height if layout.height else None
@@ -79,10 +89,19 @@ def for_slides(figure: Any) -> Any:
 
 def template(ink: str = INK, line: str = "#D5DCE4") -> dict[str, Any]:
     """A Plotly template of text and lines in two colours; nothing behind them."""
-    axis = {"gridcolor": line, "linecolor": line, "zerolinecolor": line, "automargin": True}
+    axis: dict[str, Any] = {"gridcolor": line, "linecolor": line, "zerolinecolor": line, "automargin": True}
+    axis["title"] = {"font": {"size": 13}}
     hover = {"hoverlabel": {"bgcolor": ink, "font": {"color": theme.LIGHT if ink == INK else theme.DARK}}}
     fonts = {"color": ink, "family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"}
     return {"layout": {"font": fonts, "xaxis": axis, "yaxis": axis, **hover}}
+
+
+def with_room(figure: dict[str, Any]) -> dict[str, Any]:
+    """A Plotly figure as a mapping, with room for numbers written beside it in wider letters than the dashboard's."""
+    margin = figure["layout"].get("margin") or {}
+    if margin.get("r", 0) > 60:
+        figure["layout"]["margin"] = {**margin, "r": 1.2 * margin["r"]}
+    return figure
 
 
 # -- Plotly -----------------------------------------------------------------------------------------
@@ -94,7 +113,10 @@ def _plotly(figure: go.Figure, format: Format, width: float, height: float | Non
         from choreographer.errors import BrowserFailedError, ChromeNotFoundError
     except ImportError:
         raise InputError('saving this figure as a picture needs Kaleido: pip install "paraknow[kaleido]".') from None
-    drawn = go.Figure(figure).update_layout(template=template(), paper_bgcolor=PAPER, plot_bgcolor=PAPER)
+    drawn = with_room(figure.to_plotly_json())
+    if drawn["layout"].get("title", {}).get("x") == 0:
+        drawn["layout"]["title"]["x"] = 0.01  # not on the very edge of the paper
+    drawn["layout"] |= {"template": template(), "paper_bgcolor": PAPER, "plot_bgcolor": PAPER}
     for name in ("kaleido", "choreographer"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said once, below
     size = {"format": format, "width": width, "height": height or 500, "scale": scale}
@@ -103,7 +125,7 @@ def _plotly(figure: go.Figure, format: Format, width: float, height: float | Non
     for sandbox in sandboxes:
         options: dict[str, Any] = {"mathjax": False, "enable_sandbox": sandbox}  # mathjax would come from a host
         try:
-            return kaleido.calc_fig_sync(drawn.to_plotly_json(), opts=size, kopts=options)
+            return kaleido.calc_fig_sync(drawn, opts=size, kopts=options)
         except ChromeNotFoundError:
             break
         except BrowserFailedError:
@@ -121,16 +143,19 @@ def _plotly(figure: go.Figure, format: Format, width: float, height: float | Non
 
 def spec(chart: alt.TopLevelMixin, ink: str = INK, width: float | None = None, height: float | None = None) -> dict:
     """A chart's Vega-Lite with a size, text in `ink`, nothing behind it, and no words inside for each single cell."""
-    made: dict[str, Any] = chart.to_dict()
+    made: dict[str, Any] = chart.to_dict(validate=False)  # a third of the time; tests draw every chart
     steps = isinstance(made.get("height"), dict)
     made["width"] = width or made.get("width") or (_square(made) if steps else PANEL)
     if height:
         made["height"] = height
     text = {name: {"fill": ink} for name in ("guide-label", "guide-title", "group-title")}
-    lines = {"domainColor": theme.NEUTRAL, "tickColor": theme.NEUTRAL}
     config = made.setdefault("config", {})
-    config |= {"aria": False, "background": "transparent", "style": {**text, **config.get("style", {})}}
-    config["axis"] = {**lines, **config.get("axis", {})}
+    config |= {"aria": False, "background": "transparent", "font": "DejaVu Sans, Arial, sans-serif"}
+    config |= {"style": {**text, **config.get("style", {})}}
+    lines = {"domainColor": theme.NEUTRAL, "tickColor": theme.NEUTRAL}
+    parts: dict[str, dict[str, Any]] = {"axis": {**lines, **FONTS}, "legend": {**FONTS}, "title": {"fontSize": 15}}
+    for part, usual in parts.items():
+        config[part] = {**usual, **config.get(part, {})}
     return made
 
 
@@ -159,9 +184,28 @@ def svg(made: dict[str, Any]) -> str:
     return vl_convert.vegalite_to_svg(made, allowed_base_urls=[])
 
 
-def format_of(path: Path) -> Format:
-    """The format that a file's name asks for. Raises InputError for another ending."""
+def save(
+    draw: Callable[[], Any],
+    path: Path,
+    talk: bool = False,
+    width: float | None = None,
+    height: float | None = None,
+    scale: float | None = None,
+    force: bool = False,
+) -> Path:
+    """Draw a figure and write it as the picture that the file's name asks for; returns the path.
+
+    Raises InputError: another ending, a file of that name (unless `force`), no such folder, or as `render` does.
+    """
     ending = path.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
-        raise InputError(f"{path.name}: a figure's file name must end in {', '.join('.' + f for f in FORMATS)}.")
-    return ending  # type: ignore[return-value]
+        raise InputError(f"{path}: the name of a picture must end in {', '.join('.' + f for f in FORMATS)}.")
+    if path.is_dir() or (path.exists() and not force):
+        raise InputError(f"{path} exists already; name another file.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}.")
+    figure = draw()
+    made = render(for_slides(figure) if talk else figure, ending, width, height, scale)  # type: ignore[arg-type]
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(made)
+    return path

@@ -84,7 +84,9 @@ def _outputs(source: Source, own: pd.DataFrame, pairs: set[tuple[int, int]], tas
             continue
         title = similarity.NULLS[held]
         args = (source.titles, title, (0.0, 1.0), False, pairs, None, False)
-        read = f"What CKA of {module} would be with nothing but this in common ({title}), in the same colour range; {said}"
+        read = (
+            f"What CKA of {module} would be with nothing but this in common ({title}), in the same colour range; {said}"
+        )
         yield _map(slug("cka-null", module, *more), source, part, held, args, read, front)
         rest = part.assign(difference=part.cka - part[held])
         bound = max(0.05, float(rest.difference.abs().max(skipna=True) or 0.05))
@@ -93,14 +95,14 @@ def _outputs(source: Source, own: pd.DataFrame, pairs: set[tuple[int, int]], tas
         yield _map(slug("cka-difference", module, *more), source, rest, "difference", args, read, front)
 
 
-def _map(
-    name: str, source: Source, table: pd.DataFrame, value: str, args: tuple, read: str, front: bool
-) -> Picture:
+def _map(name: str, source: Source, table: pd.DataFrame, value: str, args: tuple, read: str, front: bool) -> Picture:
     both = f"{source.titles['teacher']} (rows) and {source.titles['student']} (columns)"
     alt = f"{args[1]} of {both} by layer; mean {number(table[value].mean())}."
     lacking = int(table[value].isna().sum())
     missing = f" {lacking} cells are missing (grey, crossed)." if lacking else ""
-    return Picture(name, SECTION, args[1], partial(similarity.pair_map, table, value, *args), alt, read + missing, front)
+    return Picture(
+        name, SECTION, args[1], partial(similarity.pair_map, table, value, *args), alt, read + missing, front
+    )
 
 
 def _streams(source: Source, pairs: set[tuple[int, int]]) -> Iterator[Picture]:
@@ -123,7 +125,9 @@ def _streams(source: Source, pairs: set[tuple[int, int]]) -> Iterator[Picture]:
 
 def _geometry(source: Source) -> Iterator[Picture]:
     table = source.table("similarity/weights.parquet")
-    for place, (quantity, (label, _)) in enumerate(weights.QUANTITIES.items()) if table is not None else ():
+    if table is None:
+        return
+    for place, (quantity, (label, _)) in enumerate(weights.QUANTITIES.items()):
         if not table[quantity].notna().any():
             continue
         means = table.groupby("source")[quantity].mean()
@@ -140,7 +144,9 @@ def _geometry(source: Source) -> Iterator[Picture]:
 
 def _spectra(source: Source) -> Iterator[Picture]:
     table = source.table("similarity/spectra.parquet")
-    known = [m for m in weights.MODULES if m in set(table.module)] if table is not None else []
+    if table is None:
+        return
+    known = [m for m in weights.MODULES if m in set(table.module)]
     for module in known:
         yield Picture(
             slug("spectra", module),

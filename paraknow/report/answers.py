@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 
 from paraknow.figures import deltas, losses, steps, tables
-from paraknow.report.picture import Picture, number, slug
+from paraknow.report.picture import Picture, each, number, slug
 from paraknow.report.source import Source
 
 MAIN = ("shown", "never_shown")  # groups that carry the answer
@@ -68,7 +68,8 @@ def _panel(
     draw = partial(deltas.panel, whole, measure, title, titles, deltas.limits(all_, measure), source.kinds)
     front = group in MAIN and name in ("delta", "bits", "share")
     alt = deltas.describe(lines, measure, title)
-    return Picture(slug(name, suite, group), "What was measured", f"{title}: {CALLED[name]}", draw, alt, read, front)
+    where = f"{tables.panel_title(suite, group)}: {CALLED[name]}"
+    return Picture(slug(name, suite, group), "What was measured", where, draw, alt, read, front)
 
 
 def made(source: Source) -> Iterator[Picture]:
@@ -84,16 +85,18 @@ def made(source: Source) -> Iterator[Picture]:
             "How the models were made",
             "Fine-tuning losses",
             partial(losses.curves, table, kinds, titles),
-            "Fine-tuning loss; last values: " + "; ".join(f"{titles[k]} {number(v)}" for k, v in last.items()) + " nats.",
-            "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval). A lower "
-            "curve says that the training set was fitted better, not that knowledge was transferred.",
+            "Fine-tuning loss; last values: "
+            + "; ".join(f"{titles[str(k)]} {number(v)}" for k, v in last.items())
+            + " nats.",
+            "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval). A "
+            "lower curve says that the training set was fitted better, not that knowledge was transferred.",
         )
     for model in sorted({p.parent.name for p in source.run.path("align").glob("*/*.parquet")}):
         rows = source.kept(model)
         if rows is None or not set(rows.columns) >= steps.COLUMNS:
             continue
         title = source.model_titles([model])[model]
-        chosen = "; ".join(f"seed {r.seed}: step {r.step}" for r in rows[rows.chosen.eq(True)].itertuples()) or "none"
+        chosen = "; ".join(f"seed {r.seed}: step {r.step}" for r in each(rows[rows.chosen.eq(True)])) or "none"
         yield Picture(
             slug("steps", model),
             "How the models were made",

@@ -12,12 +12,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.io.json import to_json_plotly
 
 from paraknow.figures import images
 from paraknow.report.picture import Picture
 
 SVG = "http://www.w3.org/2000/svg"
-TAGS = frozenset("svg g path text tspan title rect line circle defs linearGradient radialGradient stop clipPath".split())
+TAGS = frozenset(
+    "svg g path text tspan title rect line circle defs linearGradient radialGradient stop clipPath".split()
+)
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 MISSING = "–"
 PLAIN = ("stroke", "transparent")  # an outline that nobody sees, on every cell of a map
@@ -164,13 +167,13 @@ class Canvas:
 
 
 def plotly(figure: go.Figure) -> str:
-    """A figure as JSON that ends no script element; matrices as their bytes, to three digits' worth."""
-    drawn = go.Figure(figure)
-    drawn.layout.template = None  # the page has its own, light and dark
-    for trace in drawn.data:
-        if trace.type == "heatmap" and trace.z is not None:
+    """A figure as JSON that ends no script element; its matrices become lighter. The page has templates of its own."""
+    for trace in figure.data:
+        if trace.type == "heatmap":
             _lighter(trace)
-    return as_json(json.loads(drawn.to_json()))
+    drawn = images.with_room(figure.to_plotly_json())
+    drawn["layout"].pop("template", None)
+    return _harmless(to_json_plotly(drawn))
 
 
 def _lighter(trace: Any, most: int = 128) -> None:
@@ -189,8 +192,12 @@ def _lighter(trace: Any, most: int = 128) -> None:
 
 
 def as_json(values: Any) -> str:
-    """JSON for a script element of kind application/json: no sign in it that HTML could read."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON for a script element of kind application/json."""
+    return _harmless(json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+
+
+def _harmless(text: str) -> str:
+    """The same JSON with no sign in it that HTML could read."""
     signs = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     return re.sub("[<>&\u2028\u2029]", lambda found: signs[found.group()], text)
 

@@ -11,12 +11,13 @@ import pandas as pd
 
 from paraknow.figures import heatmaps, layers, neurons
 from paraknow.figures.theme import short
-from paraknow.report.picture import Picture, number, slug
+from paraknow.report.picture import Picture, each, number, slug
 from paraknow.report.source import Source
 
 SIDES = ("teacher", "student")
 SECTION = "Where the knowledge lies"
 VALUE = "share"  # what the cells of a report's map hold
+POOLED = {"max": "largest value"}
 WHAT = {"block": "chosen blocks", "map": "maps"}
 
 
@@ -43,7 +44,7 @@ def _maps(source: Source, whole: pd.DataFrame, table: pd.DataFrame, task: str, f
         own = shown[shown.model == model]
         if own.empty or not own[VALUE].notna().any():
             continue
-        title, top = source.titles[model], own.loc[own[VALUE].idxmax()]
+        title, top = source.titles[model], own.iloc[int(own[VALUE].argmax())]
         cells = own[["layer", "module", *heatmaps.UNITS]]
         yield Picture(
             slug("sensitivity", model) if first else slug("sensitivity", model, task),
@@ -65,7 +66,7 @@ def _layers(source: Source, table: pd.DataFrame, task: str, first: bool) -> Iter
     if own is None or own.empty:
         return
     fed = "; ".join(
-        f"{int(r.layer)} → {int(r.student_layer)}" for r in own[own.chosen].itertuples() if pd.notna(r.student_layer)
+        f"{int(r.layer)} → {int(r.student_layer)}" for r in each(own[own.chosen]) if pd.notna(r.student_layer)
     )
     teacher, student = (source.titles[m] for m in SIDES)
     yield Picture(
@@ -87,13 +88,13 @@ def _matrices(source: Source, table: pd.DataFrame) -> Iterator[Picture]:
         own = whole[(whole.model == model) & whole["mean"].notna()]
         if own.empty:
             continue
-        top = own.loc[own["mean"].idxmax()]
+        top: Any = own.iloc[int(own["mean"].argmax())]
         layer, module = int(top.layer), str(top.module)
         found = source.map(model, layer, module)
         if found is None:
             continue
         values, notes = found
-        shape = notes["shape"]
+        shape, pooled = notes["shape"], POOLED.get(notes["pooling"], notes["pooling"])
         title = f"{source.titles[model]}: |w · ∇| of {module} in layer {layer} ({shape[0]} × {shape[1]})"
         block, share = _block(source, layer, module) if model == "teacher" else (None, None)
         held = "" if share is None else f" The chosen block holds {share:.1%} of the matrix's sensitivity."
@@ -103,9 +104,9 @@ def _matrices(source: Source, table: pd.DataFrame) -> Iterator[Picture]:
             title,
             partial(_matrix, values, shape, title, block),
             f"Heat map of the matrix; largest value {values.max():.3g}.{held}",
-            f"The matrix of the largest mean sensitivity. Each pixel is the {notes['pooling']} over the weights below "
-            "it; logarithmic colours, clipped at percentiles 5 and 99.9; values are summed over all tasks and their "
-            f"seed examples, in nats.{held}",
+            f"The matrix of the largest mean sensitivity. Each pixel is the {pooled} over the weights below it; "
+            "logarithmic colours, clipped at percentiles 5 and 99.9; values are summed over all tasks and their seed "
+            f"examples, in nats.{held}",
         )
 
 
@@ -133,7 +134,9 @@ def _agreement(source: Source) -> Iterator[Picture]:
     drawn = table[table.what.isin(list(WHAT)) & table.value.notna()]
     halves = drawn[drawn.about == "split_half"]
     for place, (task, own) in enumerate(halves.groupby("task", sort=False)):
-        note = f"{short(source.titles['teacher'], 22)}; halves of n = {int(own.n.max())} seeds; a mark per layer, in order"
+        note = (
+            f"{short(source.titles['teacher'], 22)}; halves of n = {int(own.n.max())} seeds; a mark per layer, in order"
+        )
         yield _overlaps(
             "halves" if not place else slug("halves", task),
             "Do the seeds agree?",
@@ -156,7 +159,7 @@ def _agreement(source: Source) -> Iterator[Picture]:
 
 def _overlaps(name: str, title: str, question: str, note: str, own: pd.DataFrame, read: str) -> Picture:
     means = own.groupby("what").value.mean()
-    alt = f"{question} Means: " + "; ".join(f"{WHAT[k]} {number(v)}" for k, v in means.items()) + "."
+    alt = f"{question} Means: " + "; ".join(f"{WHAT[str(k)]} {number(v)}" for k, v in means.items()) + "."
     return Picture(name, SECTION, title, partial(neurons.overlaps, own, question, note), alt, read)
 
 
@@ -176,7 +179,8 @@ def _neurons(source: Source) -> Iterator[Picture]:
                 SECTION,
                 f"What attention and FFN of {title} add to the answer",
                 partial(neurons.sublayers, own, title),
-                f"Gain in log p by layer of {title}; largest: {best.kind} of layer {best.layer}, {best.score:.3g} nats.",
+                f"Gain in log p by layer of {title}; largest: {best.kind} of layer {best.layer}, {best.score:.3g} "
+                "nats.",
                 "At the last position before the answer's last word: how much attention and FFN of each layer add to "
                 "the word's log-probability, read through the output head. The dashes are sums over single neurons; "
                 "where they are far from the bar, neurons share the effect or work against each other.",

@@ -15,7 +15,7 @@ from paraknow.evaluate import items
 from paraknow.figures import tables
 from paraknow.report import answers, gallery, words
 from paraknow.report.blocks import Canvas, Code, More, Section, Table, Text, interval, said, table
-from paraknow.report.picture import number
+from paraknow.report.picture import each, number
 from paraknow.report.source import Source
 from paraknow.runs import compare, store
 
@@ -24,7 +24,7 @@ QUESTION = (
     "Did knowledge come along, or would noise of the same size have done as well?"
 )
 FLIPS = 5  # gained and lost items that are printed, of each
-NEURONS = 8  # of each model and kind
+NEURONS = 5  # of each model and kind
 MADE = "How the models were made"
 LOCATED = "Where the knowledge lies"
 ALIKE = "How alike the two models are"
@@ -57,7 +57,9 @@ def sections(source: Source, canvas: Canvas) -> list[Section]:
         return [*blocks, *more]
 
     made = [
-        Section("The answer so far", [*_answer(source), *(front[name] for name in front if name in main and front[name])]),
+        Section(
+            "The answer so far", [*_answer(source), *(front[name] for name in front if name in main and front[name])]
+        ),
         Section("Findings", list(_findings(source))),
         Section(MEASURED, [*drawn(MEASURED), *_numbers(source), *_flips(source)]),
         Section(LOCATED, [*drawn(LOCATED), *_promoted(source)]),
@@ -116,7 +118,7 @@ def _numbers(source: Source) -> Iterator[Table]:
     if not source.rows:
         return
     rows = []
-    for r in source.frame.itertuples():
+    for r in each(source.frame):
         rows.append(
             {
                 "suite": r.suite,
@@ -132,7 +134,6 @@ def _numbers(source: Source) -> Iterator[Table]:
                 "bits": interval(r.bits, (r.bits_lo, r.bits_hi)),
                 "share arrived": interval(r.share, (r.share_lo, r.share_hi)),
                 "above all controls": said(r.claim),
-                "in words": source.said(str(r.reading)),
             }
         )
     yield table(
@@ -141,6 +142,14 @@ def _numbers(source: Source) -> Iterator[Table]:
         "Brackets hold 95 % intervals. A true difference smaller than “hidden below” stays hidden with so many items. "
         "p is McNemar's exact test against the student, corrected (Holm) over all comparisons of the run. – is not "
         "measured or does not apply.",
+    )
+    told = source.frame[source.frame.kind == "examined"]
+    yield table(
+        "The examined method in words",
+        [
+            {"suite": r.suite, "items": tables.GROUPS.get(r.group, r.group), "in words": source.said(str(r.reading))}
+            for r in each(told)
+        ],
     )
 
 
@@ -152,16 +161,17 @@ def _flips(source: Source) -> Iterator[Table]:
     lines = items.lines(found, examined, "student")
     rows = []
     for change in ("gained", "lost"):
-        for r in lines[lines.change == change].head(FLIPS).itertuples():
+        for r in each(lines[lines.change == change].head(FLIPS)):
             told = {"change": change, "suite": r.task, "items": tables.GROUPS.get(r.group, r.group), "prompt": r.prompt}
             rows.append(told | {"right answer": r.target, "answer": r.answer, "student's answer": r.answer_reference})
     if rows:
         counts = lines.change.value_counts()
         title = source.model_titles([examined])[examined]
         yield table(
-            f"Item by item: {title} gains {counts.get('gained', 0)} and loses {counts.get('lost', 0)} of {len(lines)} items",
+            f"Item by item: {title} gains {counts.get('gained', 0)} and loses {counts.get('lost', 0)} of "
+            f"{len(lines)} items",
             [{k: _cut(v) for k, v in row.items()} for row in rows],
-            f"The first {FLIPS} of each; `paraknow runs items {source.run.id}` prints all. – means that the harness "
+            f"The first {FLIPS} of each; all: paraknow runs items {source.run.id}. – means that the harness "
             "keeps no text of a wrong answer.",
         )
 
@@ -179,6 +189,7 @@ def _promoted(source: Source) -> Iterator[Table]:
     found = source.table("locate/promoted.parquet")
     if found is None:
         return
+    best = found.sort_values("place").groupby(["task", "model", "kind"], sort=False).head(NEURONS)
     rows = [
         {
             "task": r.task,
@@ -189,9 +200,9 @@ def _promoted(source: Source) -> Iterator[Table]:
             "score (nats)": number(r.score, 3),
             "tokens it promotes": " · ".join(repr(str(t))[1:-1].replace(" ", "␣") for t in r.tokens),
         }
-        for r in found.sort_values("place").groupby(["task", "model", "kind"], sort=False).head(NEURONS).itertuples()
+        for r in each(best)
     ]
-    rows.sort(key=lambda row: (row["task"], row["model"], row["kind"]))
+    rows.sort(key=lambda row: (row["task"], row["model"] != source.titles["teacher"], row["kind"]))
     yield table(
         "The neurons that add most to the answer, and the tokens they promote",
         rows,
@@ -205,10 +216,12 @@ def _tables_alike(source: Source) -> Iterator[Table]:
     if spectra is not None:
         ranks = spectra.groupby(["module", "model"], sort=False).effective_rank.mean().unstack("model")
         rows = [
-            {"matrix": module, **{source.titles.get(m, m): number(v, 1) for m, v in line_.items()}}
+            {"matrix": module, **{source.titles.get(str(m), str(m)): number(v, 1) for m, v in line_.items()}}
             for module, line_ in ranks.to_dict("index").items()
         ]
-        yield table("Effective rank", rows, "Directions in use: the exponential of the spectrum's entropy, mean over layers.")
+        yield table(
+            "Effective rank", rows, "Directions in use: the exponential of the spectrum's entropy, mean over layers."
+        )
     if tasks is not None:
         names = {"rank_correlation": "rank correlation of their CKA", "n": "layer pairs"}
         yield table("Task against task", _plain(tasks), "Near 1: alike in the same layers whatever is asked.", names)
@@ -227,7 +240,9 @@ def _budgets(source: Source) -> Iterator[Table]:
     rows = []
     for r in shown.to_dict("records"):
         counted = {tables.GIVEN[k]: number(r[k], 0) for k in ("examples", "steps", "trainable", "added")}
-        compute = {f"{tables.GIVEN[f'{m}_flops']} (10⁹ FLOPs)": said(r[f"{m}_flops"] / 1e9) for m in ("teacher", "student")}
+        compute = {
+            f"{tables.GIVEN[f'{m}_flops']} (10⁹ FLOPs)": said(r[f"{m}_flops"] / 1e9) for m in ("teacher", "student")
+        }
         rows.append({"model": titles[str(r["model"])], **counted, **compute, "▲ given more": r["more"] or "–"})
     yield table(
         "What each model was given",
@@ -267,7 +282,9 @@ def _environment(source: Source) -> Iterator[Any]:
     models = facts.get("models") or {}
     if models:
         rows = [{"model": name, **(about if isinstance(about, dict) else {})} for name, about in models.items()]
-        yield table("Models", rows, "sha256 is of the weights: two runs with the same one had the same model.", {"model": ""})
+        yield table(
+            "Models", rows, "sha256 is of the weights: two runs with the same one had the same model.", {"model": ""}
+        )
     if facts.get("data"):
         yield table("Data", [{"task": k, "sha256": v} for k, v in facts["data"].items()])
     about = {k: v for k, v in facts.items() if k not in ("models", "data", "versions", "schema_version")}

@@ -26,9 +26,7 @@ INK = {"light": images.INK, "dark": "#E6EAF0"}
 ENDINGS = (".html", ".htm")
 
 
-def write(
-    runs: Sequence[Run | Source | str], path: Path | str, address: str = ADDRESS, force: bool = False
-) -> Path:
+def write(runs: Sequence[Run | Source | str], path: Path | str, address: str = ADDRESS, force: bool = False) -> Path:
     """Write a report on one run, or on several side by side, and return its path.
 
     runs: ids, runs or sources. address: of the dashboard, for links.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ def apart(pictures: Iterable[Picture]) -> list[Picture]:
         count = taken[picture.name] = taken.get(picture.name, 0) + 1
         made.append(picture if count == 1 else replace(picture, name=f"{picture.name}-{count}"))
     return made
+
+
+def each(frame: pd.DataFrame) -> Iterator[Any]:
+    """A table's rows, their values as attributes."""
+    return iter(frame.itertuples())
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-
 from paraknow.figures import tables
 from paraknow.report import one, words
 from paraknow.report.blocks import Canvas, More, Row, Section, Table, Text, interval, said, table
@@ -115,5 +114,3 @@ def _row(beside: Sides, canvas: Canvas) -> Row | None:
         else:
             return None
     return Row(beside.title, figures, beside.read)
-
-
