@@ -35,12 +35,14 @@ def layer_map(first: pd.DataFrame, second: pd.DataFrame, value: str, what: str, 
     """
     keys = ["layer", "module"]
     table = minus(first[first.module.isin(MODULES)], second[second.module.isin(MODULES)], keys, value)
-    end = bound(table.difference, 1e-9)
+    end = bound(table.difference, 1e-3)
     table["missing"] = table.difference.isna()
     table["said"] = ["in one run only" if pd.isna(v) else f"{v:+.3g}".replace("-", "−") for v in table.difference]
+    whole = alt.Scale(round=True)  # edges between pixels would look like lines in the data
+    across = alt.X("module:N", sort=list(MODULES), title="matrix", axis=alt.Axis(labelAngle=0, orient="bottom"))
     base = alt.Chart(table).encode(
-        x=alt.X("module:N", sort=list(MODULES), title="matrix", axis=alt.Axis(labelAngle=0, orient="bottom")),
-        y=alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending"),
+        x=across.scale(whole),
+        y=alt.Y("layer:O", title=f"layer of {short(model, 28)}", sort="ascending", scale=whole),
         tooltip=[
             alt.Tooltip("layer:O", title="layer"),
             alt.Tooltip("module:N", title="matrix"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +28,11 @@ SCALE = 2.0  # pixels of a PNG per pixel of the figure: sharp on paper
 SLIDE = 1.6  # brings the smallest text of a figure, 11.5 px, to at least LEAST
 LEAST = 18.0  # pixels of text that can be read from the last row
 FONTS = {"labelFontSize": 12, "titleFontSize": 13}
+NO_KALEIDO = 'Saving this figure as a picture needs Kaleido: pip install "paraknow[kaleido]".'
+NO_BROWSER = (
+    'Saving this figure as a picture needs Chrome or Chromium, which Kaleido (pip install "paraknow[kaleido]") drives: '
+    "install one, or name it in $BROWSER_PATH."
+)
 INK, PAPER = "#1B2430", "#FFFFFF"
 
 
@@ -50,6 +56,15 @@ def render(
     if isinstance(figure, go.Figure):
         return _plotly(figure, format, width or figure.layout.width or WIDTH, height or figure.layout.height, scale)
     return _vega(figure, format, width, height, scale)
+
+
+def lacking(figure: Any) -> str | None:
+    """Why a figure cannot be saved as a picture on this machine, in a sentence; None where it can be."""
+    if not isinstance(figure, go.Figure):
+        return None
+    if not find_spec("kaleido"):
+        return NO_KALEIDO
+    return None if _browser() else NO_BROWSER
 
 
 def for_slides(figure: Any) -> Any:
@@ -107,12 +122,20 @@ def with_room(figure: dict[str, Any]) -> dict[str, Any]:
 # -- Plotly -----------------------------------------------------------------------------------------
 
 
+def _browser() -> str | None:
+    """The Chrome or Chromium that Kaleido will drive: the one in $BROWSER_PATH, its own, or one of the machine."""
+    from choreographer.browsers.chromium import Chromium
+
+    found = os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False)
+    return found if found and Path(found).is_file() else None
+
+
 def _plotly(figure: go.Figure, format: Format, width: float, height: float | None, scale: float) -> bytes:
-    try:
-        import kaleido
-        from choreographer.errors import BrowserFailedError, ChromeNotFoundError
-    except ImportError:
-        raise InputError('saving this figure as a picture needs Kaleido: pip install "paraknow[kaleido]".') from None
+    if lacks := lacking(figure):
+        raise InputError(lacks)
+    import kaleido
+    from choreographer.errors import BrowserFailedError
+
     drawn = with_room(figure.to_plotly_json())
     if drawn["layout"].get("title", {}).get("x") == 0:
         drawn["layout"]["title"]["x"] = 0.01  # not on the very edge of the paper
@@ -123,19 +146,16 @@ def _plotly(figure: go.Figure, format: Format, width: float, height: float | Non
     # Chrome refuses its sandbox to root, and has none where the kernel gives none (most containers).
     sandboxes = (False,) if getattr(os, "geteuid", lambda: 1)() == 0 else (True, False)
     for sandbox in sandboxes:
-        options: dict[str, Any] = {"mathjax": False, "enable_sandbox": sandbox}  # mathjax would come from a host
+        options: dict[str, Any] = {
+            "mathjax": False,
+            "enable_sandbox": sandbox,
+            "path": _browser(),
+        }  # mathjax would come from a host
         try:
             return kaleido.calc_fig_sync(drawn, opts=size, kopts=options)
-        except ChromeNotFoundError:
-            break
         except BrowserFailedError:
             continue
-    else:
-        raise InputError("saving this figure as a picture needs a browser that starts: Chrome or Chromium did not.")
-    raise InputError(
-        'saving this figure as a picture needs Chrome or Chromium, which Kaleido (pip install "paraknow[kaleido]") '
-        "drives: install one, or name it in $BROWSER_PATH."
-    )
+    raise InputError("Saving this figure as a picture needs a Chrome or Chromium that starts; the one here did not.")
 
 
 # -- Altair -----------------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ def write(runs: Sequence[Run | Source | str], path: Path | str, address: str = A
         raise InputError(f"{path} exists already; name another file.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}.")
-    files.write_text(path, html(runs, address))
+    files.write_text(path, compose(runs, address))
     return path
 
 
-def html(runs: Sequence[Run | Source | str], address: str = ADDRESS) -> str:
+def compose(runs: Sequence[Run | Source | str], address: str = ADDRESS) -> str:
     """The report as text. Raises InputError as `write` does."""
     sources = [of(run) for run in runs]
     ids = [source.run.id for source in sources]

@@ -68,7 +68,7 @@ def _layer_maps(
         drawn.append(_picture(name, side, title, draw, f"sensitivity of {title}"))
     title = _either(first, second, model)
     moved = _largest(differences.minus(a, b, ["layer", "module"], value), "layer {layer}, {module}")
-    draw = partial(differences.layer_map, a, b, value, value, title)
+    change = partial(differences.layer_map, a, b, value, value, title)
     return Sides(
         name,
         f"Sensitivity of the {model} by layer and matrix" + (f", {task}" if task else ""),
@@ -77,7 +77,7 @@ def _layer_maps(
         "ones are in one run only.",
         drawn[0],
         drawn[1],
-        _picture(name, differences.DIFFERENCE, title, draw, f"sensitivity of {title}; {moved}"),
+        _picture(name, differences.DIFFERENCE, title, change, f"sensitivity of {title}; {moved}"),
     )
 
 
