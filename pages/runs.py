@@ -8,7 +8,7 @@ from paraknow import access, limits
 from paraknow import config as configs
 from paraknow.errors import ParaKnowError
 from paraknow.figures import tables
-from paraknow.figures.theme import short
+from paraknow.figures.theme import short, signed
 from paraknow.runs import compare, queue, store
 from paraknow.runs.store import Run
 
@@ -216,7 +216,7 @@ def two() -> None:
         results = pd.DataFrame(compare.results(*measured))
         for side in ("first", "second"):
             results[f"{side}_delta_ci"] = results[f"{side}_delta_ci"].map(
-                lambda v: f"{v[0]:+.2f} to {v[1]:+.2f}" if v is not None else None
+                lambda v: f"{signed(v[0])} to {signed(v[1])}" if v is not None else None
             )
         told = {"accuracy": "accuracy", "delta": "Δ to its student", "delta_ci": "95 % interval"}
         config = {
@@ -227,27 +227,31 @@ def two() -> None:
             for field, label in told.items()
         }
         st.caption("Accuracy and difference to the student, with its 95 % interval")
-        shown = in_words(results, first, second)
+        parts = tables.kinds(measured[1]) | tables.kinds(measured[0])
+        shown = in_words(results, first, second, parts)
         st.dataframe(shown, hide_index=True, column_config={**WORDS, **config}, placeholder=shell.MISSING)
         draw.csv(results, f"{first.id}-against-{second.id}", "compare")
     if found.rows:
-        item_by_item(pd.DataFrame(found.rows), first, second)
+        parts = {m: kind for rows in measured if rows for m, kind in tables.kinds(rows).items()}
+        item_by_item(pd.DataFrame(found.rows), first, second, parts)
     reports.beside(first, second)
     reports.download(first, second)
 
 
-def in_words(rows: pd.DataFrame, first: Run, second: Run) -> pd.DataFrame:
+def in_words(rows: pd.DataFrame, first: Run, second: Run, kinds: dict[str, str]) -> pd.DataFrame:
     """Rows of both runs with models and groups by their titles; a model's title in one run is its title in the other
     but for the two that are compared with, which may be others: these stay teacher and student."""
     labels = [str(m) for m in dict.fromkeys(rows.model) if m not in ("teacher", "student")]
     known = {**artifacts.model_titles(second, labels), **artifacts.model_titles(first, labels)}
-    known |= {m: f"{known[m]} (control)" for m in labels if "+" in m}
+    known |= {m: f"{known[m]} (control)" for m in labels if kinds.get(m) == "control"}
     return rows.assign(model=[known.get(m, m) for m in rows.model], group=[tables.GROUPS.get(g, g) for g in rows.group])
 
 
-def item_by_item(rows: pd.DataFrame, first: Run, second: Run) -> None:
+def item_by_item(rows: pd.DataFrame, first: Run, second: Run, kinds: dict[str, str]) -> None:
     """Same-named models of both runs on the same items."""
-    shown = in_words(rows, first, second).assign(interval=rows.delta_ci.map(lambda v: f"{v[0]:+.3f} to {v[1]:+.3f}"))
+    shown = in_words(rows, first, second, kinds).assign(
+        interval=rows.delta_ci.map(lambda v: f"{signed(v[0], 3)} to {signed(v[1], 3)}")
+    )
     order = ["suite", "group", "model", "n", "accuracy_first", "accuracy_second", "delta", "interval", "gained", "lost"]
     labels = {"accuracy_first": "first: accuracy", "accuracy_second": "second: accuracy", "delta": "second − first"}
     numbers = {c: st.column_config.NumberColumn(label, format="%.3f") for c, label in labels.items()}
@@ -262,8 +266,8 @@ def item_by_item(rows: pd.DataFrame, first: Run, second: Run) -> None:
     )
     draw.how_to_read(
         "Every row holds one model of both runs on the n items that both were asked: “second − first” is how much more "
-        "often the second run's is right, with its 95 % interval; p is corrected over all rows. The rows of the teacher "
-        "and the student compare models that were not changed: what they differ by is the machines', not a method's."
+        "often the second run's is right, with its 95 % interval; p is corrected over all rows. Teacher and student "
+        "were not changed: what their rows differ by is the machines', not a method's."
     )
     draw.csv(rows, f"{first.id}-against-{second.id}-items", "paired")
 

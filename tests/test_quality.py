@@ -20,7 +20,7 @@ TORCH_FREE = (
     "paraknow.devices paraknow.runs.index paraknow.runs.processes paraknow.runs.supervisor "
     "paraknow.runs.cluster paraknow.runs.order paraknow.runs.threads "
     "paraknow.runs.sweep paraknow.runs.sweepfile paraknow.runs.reuse paraknow.runs.calibrate "
-    "paraknow.runs.events "
+    "paraknow.runs.events paraknow.cli_report paraknow.report.page paraknow.report.sides paraknow.figures.images "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

@@ -51,13 +51,13 @@ def menu(figure: Any, key: str, name: str, place: Any = st) -> None:
             "For slides", key=f"save-{key}-talk", help=f"All text at least {images.LEAST:.0f} pixels high."
         )
         file = re.sub(r"[^A-Za-z0-9.+-]+", "-", name).strip("-.")[:100] or "figure"
+        buttons = st.container(horizontal=True)
         for format, mime in MIMES.items():
-            st.download_button(
+            buttons.download_button(
                 format.upper(),
                 partial(picture, figure, format, talk),
                 f"{file}.{format}",
                 mime,
                 key=f"save-{key}-{format}",
                 on_click="ignore",
-                width="stretch",
             )

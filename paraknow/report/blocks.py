@@ -210,6 +210,8 @@ def drawing(text: str, prefix: str) -> str:
         for child in list(parent):
             if child.tag.rpartition("}")[2] not in TAGS:
                 parent.remove(child)
+        if "mark-rect" in parent.get("class", ""):
+            _together(parent)
     for element in root.iter():
         for name in list(element.attrib):
             value = element.attrib[name]
@@ -226,3 +228,17 @@ def drawing(text: str, prefix: str) -> str:
     root.attrib["style"] = f"max-width:{root.attrib.pop('width', '100%')}px"
     root.attrib["aria-hidden"] = "true"  # the figure around it has the words
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _together(cells: ElementTree.Element) -> None:
+    """Cells of one colour as one path: a map of a deep model has thousands."""
+    paths: dict[tuple[tuple[str, str], ...], ElementTree.Element] = {}
+    for cell in list(cells):
+        if "transform" in cell.attrib or cell.get("d") is None:
+            continue
+        look = tuple(sorted((k, v) for k, v in cell.attrib.items() if k not in ("d", *NEEDLESS)))
+        if look in paths:
+            paths[look].set("d", f"{paths[look].get('d')}{cell.get('d')}")
+            cells.remove(cell)
+        else:
+            paths[look] = cell

@@ -33,12 +33,14 @@ def slug(*parts: object) -> str:
 
 def apart(pictures: Iterable[Picture]) -> list[Picture]:
     """The same pictures, a number behind every name that another one has already."""
-    made: list[Picture] = []
-    taken: dict[str, int] = {}
+    made: dict[str, Picture] = {}
     for picture in pictures:
-        count = taken[picture.name] = taken.get(picture.name, 0) + 1
-        made.append(picture if count == 1 else replace(picture, name=f"{picture.name}-{count}"))
-    return made
+        name, count = picture.name, 1
+        while name in made:
+            count += 1
+            name = f"{picture.name}-{count}"
+        made[name] = replace(picture, name=name)
+    return list(made.values())
 
 
 def each(frame: pd.DataFrame) -> Iterator[Any]:

@@ -155,10 +155,11 @@ def _measured(first: Source, second: Source, found: Across) -> Iterator[Sides]:
     paired = _paired(first, found)
     for suite, group in sorted(common, key=lambda key: key[1] not in answers.MAIN):
         rows = paired[(paired.suite == suite) & (paired.group == group)]
-        yield _panels(first, second, str(suite), str(group), rows, found.notes)
+        why = "None of its items was asked in both runs." if found.rows else " ".join(found.notes)
+        yield _panels(first, second, str(suite), str(group), rows, why)
 
 
-def _panels(first: Source, second: Source, suite: str, group: str, rows: pd.DataFrame, notes: list[str]) -> Sides:
+def _panels(first: Source, second: Source, suite: str, group: str, rows: pd.DataFrame, why: str) -> Sides:
     title, name = tables.panel_title(suite, group), slug("delta", suite, group)
     own = [s.frame[(s.frame.suite == suite) & (s.frame.group == group)] for s in (first, second)]
     span, drawn = deltas.limits(pd.concat(own), deltas.DELTA), []
@@ -182,7 +183,7 @@ def _panels(first: Source, second: Source, suite: str, group: str, rows: pd.Data
         drawn[0],
         drawn[1],
         difference,
-        "" if len(rows) else first.said(" ".join(notes)) or "No model of both runs was asked the same items of it.",
+        "" if len(rows) else first.said(why),
     )
 
 
