@@ -104,11 +104,11 @@ def for_slides(figure: Any) -> Any:
 
 def template(ink: str = INK, line: str = "#D5DCE4") -> dict[str, Any]:
     """A Plotly template of text and lines in two colours; nothing behind them."""
-    axis: dict[str, Any] = {"gridcolor": line, "linecolor": line, "zerolinecolor": line, "automargin": True}
+    axis: dict[str, Any] = {"gridcolor": line, "linecolor": line, "zerolinecolor": line}
     axis["title"] = {"font": {"size": 13}}
     hover = {"hoverlabel": {"bgcolor": ink, "font": {"color": theme.LIGHT if ink == INK else theme.DARK}}}
     fonts = {"color": ink, "family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"}
-    return {"layout": {"font": fonts, "xaxis": axis, "yaxis": axis, **hover}}
+    return {"layout": {"font": fonts, "xaxis": axis, "yaxis": {**axis, "automargin": True}, **hover}}
 
 
 def with_room(figure: dict[str, Any]) -> dict[str, Any]:
