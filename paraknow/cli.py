@@ -22,6 +22,7 @@ from paraknow import (
     cli_diagnose,
     cli_glossary,
     cli_models,
+    cli_report,
     cli_runs,
     cli_sweep,
 )
@@ -44,6 +45,8 @@ app.command("benchmarks")(cli_benchmarks.benchmarks)
 app.command("models")(cli_models.models)
 app.command("diagnose")(cli_diagnose.diagnose)
 app.command("glossary")(cli_glossary.glossary)
+app.command("report")(cli_report.report)
+app.command("figure")(cli_report.figure)
 cli_sweep.register(app)
 app.add_typer(demo_app, name="demo")
 

@@ -24,6 +24,7 @@ TORCH_FREE = (
     "paraknow.runs.diagnosis paraknow.diagnose "
     "paraknow.runs.events paraknow.runs.asks paraknow.runs.questions paraknow.runs.pairs paraknow.cli_ask "
     "paraknow.runs.landscape paraknow.evaluate.correlation paraknow.glossary "
+    "paraknow.cli_report paraknow.report.page paraknow.report.sides paraknow.figures.images "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
 ).split()

@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from paraknow import files
-from paraknow.figures import theme
+from paraknow.report import names
 from paraknow.runs import artifacts as kinds
 from paraknow.runs.store import Run
 
@@ -139,21 +139,13 @@ def matrix(run: Run, model: str, layer: int, module: str) -> tuple[np.ndarray, d
 
 
 def titles(run: Run) -> dict[str, str]:
-    """Names for axes and legends: the two models' own, and every method's from the catalogue; no two look alike."""
-    from paraknow import methods
-
-    made: dict[str, str] = {}
+    """Names for axes and legends: the two models' own, and every method's from the catalogue."""
     try:
-        models = json_file(run, "environment.json").get("models", {})
+        return names.titles(json_file(run, "environment.json"))
     except NotThere:
-        models = {}
-    for name in ("teacher", "student"):
-        facts = models.get(name)
-        made[name] = str(facts["title"]) if isinstance(facts, dict) and facts.get("title") else name
-    return theme.distinct(made | {name: method.title for name, method in methods.catalogue().items()})
+        return names.titles({})
 
 
 def model_titles(run: Run, labels: list[str]) -> dict[str, str]:
-    """A title per model label of a run, no two alike; a control's label is METHOD+CONTROL."""
-    known = titles(run)
-    return theme.distinct({k: known.get(k) or known.get(k.rpartition("+")[2]) or k for k in labels})
+    """A title per model label of a run; a control's label is METHOD+CONTROL."""
+    return names.model_titles(titles(run), labels)

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from pages.parts import saving
+
 PLOTLY = {
     "displaylogo": False,
     "toImageButtonOptions": {"format": "svg"},
@@ -36,9 +38,13 @@ def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> 
 
 def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
     """A Plotly figure with its text for screen readers."""
-    return st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)
+    event = st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)
+    saving.menu(figure, key, key)
+    return event
 
 
 def chart(figure: Any, alt: str, key: str | None = None, place: Any = st, **options: Any) -> Any:
     """An Altair chart with its text for screen readers, in a column or where the page stands."""
-    return place.altair_chart(figure, key=key, alt=alt, **options)
+    event = place.altair_chart(figure, key=key, alt=alt, **options)
+    saving.menu(figure, key or alt, key or alt, place)
+    return event

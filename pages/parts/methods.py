@@ -10,6 +10,7 @@ from paraknow import access, methods, pairing, passes
 from paraknow.config import RunConfig
 from paraknow.errors import ParaKnowError
 from paraknow.figures import steps
+from paraknow.figures.tables import GIVEN, by_model
 from paraknow.methods.base import Method
 from paraknow.runs.store import Run
 
@@ -18,14 +19,6 @@ PARADIGMS = {
     "post-align": "weights are put in first and fine-tuned afterwards (post-align)",
     "language-based": "the student learns from text or from the teacher's outputs (language-based)",
     "control": "a control: what a method must beat",
-}
-GIVEN = {
-    "examples": "examples",
-    "steps": "optimiser steps",
-    "trainable": "trained parameters",
-    "added": "added parameters",
-    "teacher_flops": "the teacher's compute",
-    "student_flops": "the student's compute",
 }
 
 
@@ -181,17 +174,6 @@ def budgets(run: Run, titles: dict[str, str]) -> None:
         "been bought."
     )
     draw.csv(found.assign(more=[", ".join(m) for m in found.more]), f"{run.id}-budgets", "budgets")
-
-
-def by_model(found: pd.DataFrame) -> pd.DataFrame:
-    """One line per model: means over seeds; `more` in words, empty where it got no more in any seed."""
-    order = list(dict.fromkeys(found.model))
-    means = found.groupby("model")[list(GIVEN)].mean().reindex(order)
-    said = []
-    for model in order:
-        parts = dict.fromkeys(str(p) for more in found[found.model == model].more for p in more)
-        said.append(", ".join(GIVEN.get(p, p) for p in parts))
-    return means.assign(more=said).reset_index()
 
 
 # -- what methods kept ------------------------------------------------------------------------------

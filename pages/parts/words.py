@@ -1,50 +1,15 @@
-"""What the numbers of a run say, in sentences. Only what was measured is said."""
+"""What the numbers of a run say, as Markdown."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from pages.parts.shell import escape
-from paraknow.figures.tables import leading, panel_title
+from paraknow.report import words
 
-
-def _score(line: pd.Series, interval: bool = True) -> str:
-    if pd.isna(line.accuracy):
-        return "was not measured"
-    shown = f"{line.accuracy:.2f}"
-    return f"{shown} [{line.lo:.2f}, {line.hi:.2f}]" if interval and pd.notna(line.lo) else shown
+headline = words.headline
 
 
 def answer(panel: pd.DataFrame) -> str | None:
-    """One suite and group in a sentence: the method, the best baseline, the best control, and the claim."""
-    examined = panel[panel.kind == "examined"]
-    if examined.empty:
-        return None
-    method, first = examined.iloc[0], leading(panel)
-    parts = [f"**{escape(method.title)}** scores **{_score(method)}**"]
-    for kind, words in (("baseline", "the best baseline, "), ("control", "the best control, ")):
-        for _, best in first[first.kind == kind].iterrows():
-            parts.append(f"{words}{escape(best.title.removesuffix(' (control)'))}, {_score(best)}")
-    student = panel[panel.kind == "student"]
-    if len(student):
-        parts.append(f"the untouched student {_score(student.iloc[0])}")
-    claims = {
-        True: "above the student and every control",
-        False: "**not** above the student and every control",
-    }
-    claim = claims.get(method.claim, "no control ran beside it, so nothing can be claimed")
-    where = panel_title(str(method.suite), str(method.group))
-    return f"On {escape(where)} {'; '.join(parts)}: {claim}."
-
-
-def headline(frame: pd.DataFrame) -> str:
-    """The answer to the question the project asks, for one run."""
-    rows = frame[(frame.group == "never_shown") & (frame.kind == "examined")]
-    if rows.empty:
-        return "This run measured no facts that the student was never shown, so it cannot answer the question."
-    claims = [c for c in rows.claim if c is not None]
-    if not claims:
-        return "No control ran beside the method, so this run cannot answer the question."
-    if all(claims):
-        return "In this run, yes: facts that nobody showed the student arrived, above every control."
-    return "Not in this run: no fact that nobody showed the student can be seen to have arrived."
+    """One suite and group in a sentence; see paraknow.report.words."""
+    return words.answer(panel, escape, "**{}**".format)

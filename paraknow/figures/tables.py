@@ -15,6 +15,14 @@ GROUPS = {
     "never_shown": "facts nobody showed the student",
     "all": "all items",
 }
+GIVEN = {
+    "examples": "examples",
+    "steps": "optimiser steps",
+    "trainable": "trained parameters",
+    "added": "added parameters",
+    "teacher_flops": "the teacher's compute",
+    "student_flops": "the student's compute",
+}
 _PAIRS = {f"{name}ci": (f"{name}lo", f"{name}hi") for name in ("", "delta_", "bits_", "share_")}
 _NUMBERS = "n accuracy delta p_mcnemar p_holm gained lost loss bits share".split()
 
@@ -112,3 +120,15 @@ def ordered(frame: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
     if by == "value":
         return frame.sort_values(value, ascending=False, na_position="last", kind="stable")
     return frame.sort_values("kind", key=lambda k: k == "control", kind="stable")
+
+
+def by_model(found: pd.DataFrame) -> pd.DataFrame:
+    """One line per model of tune/budgets.parquet: means over seeds; `more` in words, empty where it got no more than
+    the examined method in any seed."""
+    order = list(dict.fromkeys(found.model))
+    means = found.groupby("model")[list(GIVEN)].mean().reindex(order)
+    said = []
+    for model in order:
+        parts = dict.fromkeys(str(p) for more in found[found.model == model].more for p in more)
+        said.append(", ".join(GIVEN.get(p, p) for p in parts))
+    return means.assign(more=said).reset_index()

@@ -240,6 +240,15 @@ def test_a_click_opens_a_matrix_and_a_box_zooms(visit: Visit, folder: Path) -> N
     visit.settle()
 
 
+def test_a_figure_is_saved_as_a_picture(visit: Visit, tmp_path: Path) -> None:
+    visit.open("similarity")
+    visit.page.get_by_role("button", name="Save").first.click()
+    with visit.page.expect_download(timeout=60_000) as got:
+        visit.page.get_by_role("button", name="SVG").click()
+    got.value.save_as(tmp_path / "a.svg")
+    assert got.value.suggested_filename.endswith(".svg") and (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
 def test_a_click_opens_a_pair_of_layers(visit: Visit, folder: Path) -> None:
     if not any(r.path("similarity", "cka.parquet").is_file() for r in store.all_runs(folder)):
         pytest.skip("no run with CKA: the run before this test did not finish")

@@ -1,0 +1,8 @@
+"""A run, or runs side by side, as one HTML file; and the catalogue of a run's figures (no torch).
+
+In a notebook:
+
+    from paraknow.report import gallery, page, source
+    page.write(["20261121-061929-seeking-people-122b"], "run.html")  # ids of runs, or Run objects
+    gallery.find(source.of("20261121-061929-seeking-people-122b"), "cka.residual").draw()
+"""
