@@ -86,7 +86,8 @@ def answer_of(
     """
     ids = _prompt_ids(loaded, prompt, raw, max_tokens)
     item = encoded(loaded, prompt, expected, raw) if expected else None
-    said, ended = _greedy(model or loaded.model, ids, max_tokens, _ends(loaded), progress)
+    start = torch.tensor([ids], device=loaded.device)
+    said, ended = _greedy(model or loaded.model, start, max_tokens, _ends(loaded), progress)
     kept = [token for token, _ in said[: len(said) - ended]]
     text = loaded.tokenizer.decode(kept, skip_special_tokens=True)
     tokens = [(_text(loaded, token), value) for token, value in said]
@@ -201,10 +202,10 @@ def _ends(loaded: Loaded) -> set[int]:
 
 @torch.no_grad()
 def _greedy(
-    model: Any, ids: Sequence[int], most: int, ends: set[int], progress: Progress
+    model: Any, ids: torch.Tensor, most: int, ends: set[int], progress: Progress
 ) -> tuple[list[tuple[int, float]], bool]:
-    """The tokens a model goes on with, their log-probabilities, and whether the last one is an end."""
-    step, past, said = torch.tensor([list(ids)], device=model.device), None, []
+    """What a model goes on with after ids (1, tokens): tokens, their log-probabilities, whether the last is an end."""
+    step, past, said = ids, None, []
     for number in range(most):
         made = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1)
         value, token = made.logits[0, -1].float().log_softmax(-1).max(-1)
@@ -214,7 +215,7 @@ def _greedy(
         progress(number + 1, most)
         if int(token) in ends:
             return said, True
-        step, past = token.view(1, 1), made.past_key_values
+        step, past = token.view(1, 1).to(ids.device), made.past_key_values
     return said, False
 
 

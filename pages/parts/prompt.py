@@ -35,7 +35,7 @@ def section(run: Run, task: str, whole: pd.DataFrame, titles: dict[str, str]) ->
             SIDES,
             selection_mode="multi",
             default=SIDES,
-            format_func=lambda m: titles[m],
+            format_func=lambda m: shell.escape(titles[m]),
             key="s.own.models",
             persist_state="session",
         )

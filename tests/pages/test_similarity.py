@@ -74,7 +74,7 @@ def test_untrained_and_intervals_may_be_missing(run: store.Run) -> None:  # noqa
 def test_seeds_tasks_and_neurons(run: store.Run) -> None:  # noqa: F811
     app = show("sensitivity")
     titles = [s.value for s in app.subheader]
-    assert titles[-3:] == ["Do the seeds agree?", "Task against task", "Neurons"]
+    assert titles[-4:] == ["Do the seeds agree?", "Task against task", "Neurons", "A prompt of your own"]
     assert "Exact and first-order scores rank neurons alike" in words(app)
     shown = [d.value for d in app.dataframe]
     assert any("tokens it promotes" in t.columns and "␣a · \\n · <b>" in set(t["tokens it promotes"]) for t in shown)
