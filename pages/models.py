@@ -135,15 +135,15 @@ def impossible(found: Any) -> None:
     if always := why.pop("any method", None):
         st.error(f"No method, as long as all matrices take part: {shell.sentence(always)}")
     if why:
-        rows = [{"What": parts.titled(name), "Why": parts.said(reason)} for name, reason in why.items()]
-        st.dataframe(rows, hide_index=True, alt="What will not work with this pair, and why.")
+        lines = (f"- **{shell.escape(parts.titled(name))}**: {shell.sentence(reason)}" for name, reason in why.items())
+        st.markdown("\n".join(lines))
     elif not always:
         st.markdown(":material/check: Nothing is refused: every method of the catalogue can be tried.")
     if not always and why:
         st.caption("Every other method of the catalogue can be tried with its default settings.")
     st.markdown(f"**Lineage.** {shell.escape(found.lineage)}")
     for note in found.notes:
-        st.caption(f":material/info: {shell.escape(parts.said(note))}")
+        st.caption(f":material/info: {shell.sentence(note)}")
 
 
 def onward(found: Any) -> None:

@@ -263,7 +263,7 @@ st.button(
     key="t.start",
 )
 if watching:  # the page stays where it is scrolled to
-    st.markdown(":material/arrow_upward: [The run that is under way is at the top of this page](#the-run)")
+    st.markdown(":material/arrow_upward: [The run is at the top of this page](#the-run)")
 if config is None:
     catalogued.expander(None)
 else:

@@ -51,12 +51,15 @@ def models(
     if len(names) == 2:
         placement = Placement.model_validate({"teacher": place_teacher, "student": place_student})
         found = pairing.look(names[0], names[1], dtype, device, placement)
-        emit({"models": [asdict(found.teacher), asdict(found.student)], "pair": found.as_dict()}) if as_json else _pair(
-            found
-        )
+        both = [{"model": m.spec, **asdict(m)} for m in (found.teacher, found.student)]
+        emit({"models": both, "pair": found.as_dict()}) if as_json else _pair(found)
         return
-    rows = [asdict(pairing.facts(name)) for name in names]
-    emit({"models": rows}) if as_json else table(rows, "Models")
+    rows = [{"model": name, **asdict(pairing.facts(name))} for name in names]
+    if as_json:
+        emit({"models": rows})
+        return
+    hidden = ("spec", "title", "source")
+    table([{k: v for k, v in row.items() if k not in hidden} for row in rows], "Models")
 
 
 def _pair(found: Looked) -> None:

@@ -52,15 +52,20 @@ class Locate(Part):
         "'matched': the ones whose residual streams predict the student's best (stitching).",
     )
     structure: Literal["window", "rows_columns", "random_window", "random_entries"] = Field(
-        "window", description="How a student-sized block is cut from a teacher matrix. Seeking: one contiguous window."
+        "window",
+        description="How a student-sized block is cut from a teacher matrix. Seeking: one contiguous window, which its "
+        "ablation puts above rows and columns, and those above random ones.",
     )
     origins: tuple[Origin, ...] = Field(
         ("attention", "ffn"),
         min_length=1,
-        description="Which parts take part. 'embedding' (with lm_head) needs one vocabulary and untied weights.",
+        description="Which parts take part. 'embedding' (with lm_head) needs one vocabulary and untied weights. "
+        "Seeking's ablation: all above FFN above attention above embeddings.",
     )
     modules: tuple[Module, ...] | None = Field(
-        None, description="Leave matrices out by naming the ones to keep; all seven projections by default."
+        None,
+        description="Leave matrices out by naming the ones to keep. By default all seven projections, as Seeking has "
+        "it; LaTen's own are up, down, v and o.",
     )
     neurons: Literal["exact", "first_order", "none"] = Field(
         "exact",
@@ -160,7 +165,9 @@ class Tune(Part):
     micro_batch: int = Field(64, ge=1, le=65536, description="Examples per forward pass; less needs less memory.")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW's peak rate. Seeking: 3e-4.")
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of steps with a rising rate. Seeking: 3 %.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="AdamW's weight decay. LaTen's own training has 0.05, whatever stands here."
+    )
     max_length: int = Field(
         512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
     )

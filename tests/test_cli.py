@@ -54,8 +54,10 @@ def test_ctrl_c_cancels_at_a_step_and_the_run_can_go_on(config_file, runs, print
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert errors.strip().splitlines()[-1].startswith("paraknow: run ") and "Traceback" not in errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("paraknow: run ") and "Traceback" not in errors
     (run,) = (r for r in store.all_runs() if not r.recorded)
+    assert last.endswith(f"It goes on with `paraknow run --resume {run.id}`.")
     status = run.status()
     assert status["state"] == "cancelled" and status["stages"] == ["load", "locate", "similarity", "align"]
 

@@ -13,6 +13,7 @@ import yaml
 from paraknow import checks, cli, config, data, dryrun, methods, passes, recipes
 from paraknow.architecture import from_config
 from paraknow.errors import InputError
+from paraknow.evaluate.knowledge import limited
 from paraknow.recipes import Sizes
 from paraknow.runs import store, worker
 from tests.test_bad_input import QUICK
@@ -188,7 +189,7 @@ def test_requests_and_memory_are_those_of_a_real_run():
     found = dryrun.dry_run(wanted)
     evaluated = [p for p in found.passes if p["stage"] == "evaluate"]
     people, sums = (data.load_task(f"demo:{n}").test for n in ("people", "sum"))
-    asked = sum(len(e.choices or (1,)) for e in dryrun._limited(people, 3)), 3
+    asked = sum(len(e.choices or (1,)) for e in limited(people, 3)), 3
     assert sums[0].choices is None and not any(p["assumed"] for p in evaluated)
     by_label = {(p["what"], p["model"]): p["forward"] for p in evaluated[: len(evaluated) // 2]}
     assert set(by_label.values()) == {asked[0]} and ("logit_fusion", "teacher") in by_label

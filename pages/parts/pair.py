@@ -11,7 +11,7 @@ import streamlit as st
 import yaml
 
 from pages.parts import draw, shell
-from paraknow import access, methods, pairing, recipes, resources
+from paraknow import methods, pairing, recipes, resources
 from paraknow.config import Pair, Placement, RunConfig
 from paraknow.demo.rungs import LADDER
 from paraknow.errors import ParaKnowError
@@ -48,11 +48,6 @@ def look(teacher: str, student: str, dtype: str, device: str, place_teacher: str
     """Both models, kept for some seconds: free memory and files change."""
     placement = Placement.model_validate({"teacher": place_teacher, "student": place_student})
     return pairing.look(teacher, student, dtype, device, placement)
-
-
-def said(text: str) -> str:
-    """A sentence of the library's inside a table; a shared page names no path outside the folders it may open."""
-    return access.said(text)
 
 
 def titled(name: str) -> str:

@@ -56,7 +56,8 @@ def towers(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> go.Figure:
             f"{m['ffn']:,}",
         )
     tall = max(teacher["layers"], student["layers"])
-    figure.update_yaxes(title="layers", range=[0, tall * 1.25], showgrid=False, zeroline=False)
+    marks = sorted({0, student["layers"], teacher["layers"]})
+    figure.update_yaxes(title="layers", range=[0, tall * 1.25], tickvals=marks, showgrid=False, zeroline=False)
     figure.update_xaxes(
         title="width: inner band hidden size, dotted FFN size",
         showticklabels=False,

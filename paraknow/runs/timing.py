@@ -1,14 +1,15 @@
 """How long a run would take, from what this machine measured in earlier runs, and from nothing else (no torch).
 
 A stage's time is taken to be a sum over the parts of its work (workload.py), each times a rate that is not negative.
-Kept are the laws that tell earlier runs best: whose errors, as shares of each run's time, add up to the least,
+Kept are the laws that tell earlier runs best: whose errors, as shares of the time such work takes, add up to the least,
 
-    Σ_i |x_i·θ / s_i − 1| → min,  θ ≥ 0,
+    Σ_i |x_i·θ − s_i| / w_i → min,  θ ≥ 0,  w_i = s_i at first, then x_i·θ of the law before,
 
-which one run that went wrong does not move. Rarely is that one law alone: one earlier run leaves everything open
-between "the time does not grow" and "the part that has grown most is all there is", and every further run that differs
-narrows it. A new run takes between the least and the most of these laws, stretched by how far they were off earlier
-runs. A part of the work that no earlier run had can take any time: then there is no upper end.
+which of equal runs is their median, and which one run that went wrong does not move. Rarely is that one law alone: one
+earlier run leaves everything open between "the time does not grow" and "the part that has grown most is all there is",
+and every further run that differs narrows it. A new run takes between the least and the most of these laws, stretched
+by how far they were off earlier runs. A part of the work that no earlier run had can take any time: then there is no
+upper end.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from paraknow.runs.events import EventsReader
 from paraknow.runs.store import Run
 from paraknow.runs.workload import Parts
 
+Spread = tuple[float, float]
 MOST = 12  # earlier runs that are looked at, the newest ones
 MANY = 10  # runs from which on the fastest and the slowest tenth are left out of the range
+ROUNDS = 3  # of weighing anew
+FAR = 100.0  # a law that tells less than so small a part of a run's time does not weigh it
 LOOSE = 1 + 1e-7  # against rounding in what was optimal
 
 
@@ -118,10 +122,10 @@ def predict(work: Parts, earlier: Sequence[tuple[Parts, float]], stage: str = ""
     scale = np.maximum(table.max(axis=0), x)
     kept = scale > 0
     table, x, scale = table[:, kept], x[kept], scale[kept]
-    rows = (table / scale) / np.array([s for _, s in earlier])[:, None]  # (runs, parts): 1 is what a run took
+    rows, took = table / scale, np.array([s for _, s in earlier])
     new = x / scale
     unheard = bool(new[~rows.any(axis=0)].any())  # work that no earlier run had
-    least, most, spread = _laws(rows, new)
+    least, most, spread = _laws(rows, took, new)
     low = None if least is None else least * spread[0]
     if most is None or least is None or unheard:
         return Time(stage, low, None, None, len(earlier))
@@ -137,25 +141,36 @@ def _solve(cost: np.ndarray, above: np.ndarray, limit: np.ndarray) -> tuple[floa
     return (float(found.fun), found.x) if found.status == 0 else None
 
 
-def _laws(rows: np.ndarray, new: np.ndarray) -> tuple[float | None, float | None, tuple[float, float]]:
+def _laws(rows: np.ndarray, took: np.ndarray, new: np.ndarray) -> tuple[float | None, float | None, Spread]:
     """(least, most) that the laws nearest to earlier runs give, and (least, most) of measured over told, of those runs.
 
-    `rows` (runs, parts) and `new` (parts,): work over what the run took, so that rows·θ = 1 is a run that is told.
+    rows (runs, parts) and new (parts,): work; took (runs,): seconds.
     """
     runs, parts = rows.shape
-    one, errors = np.ones(runs), np.r_[np.zeros(parts), np.ones(runs)]
-    above, limit = np.block([[rows, -np.eye(runs)], [-rows, -np.eye(runs)]]), np.r_[one, -one]
-    nearest = _solve(errors, above, limit)
-    if nearest is None:
-        return None, None, (1.0, 1.0)
-    above, limit = np.vstack([above, errors]), np.r_[limit, nearest[0] * LOOSE + 1e-9]
-    cost = np.r_[new, np.zeros(runs)]
-    low, high = _solve(cost, above, limit), _solve(-cost, above, limit)
-    told = rows @ nearest[1][:parts]
-    ratios = 1.0 / told[told > 0] if (told > 0).any() else one
+    errors = np.r_[np.zeros(parts), np.ones(runs)]
+    weights = took
+    for last in (*[False] * (ROUNDS - 1), True):
+        scaled, wanted = rows / weights[:, None], took / weights
+        above, limit = np.block([[scaled, -np.eye(runs)], [-scaled, -np.eye(runs)]]), np.r_[wanted, -wanted]
+        nearest = _solve(errors, above, limit)
+        if nearest is None:
+            break
+        told = rows @ nearest[1][:parts]
+        if not last:
+            weights = np.where(told > took / FAR, told, took)
+            continue
+        above, limit = np.vstack([above, errors]), np.r_[limit, nearest[0] * LOOSE + 1e-9]
+        cost = np.r_[new, np.zeros(runs)]
+        low, high = _solve(cost, above, limit), _solve(-cost, above, limit)
+        return None if low is None else max(low[0], 0.0), None if high is None else -high[0], _spread(told, took)
+    return None, None, (1.0, 1.0)
+
+
+def _spread(told: np.ndarray, took: np.ndarray) -> Spread:
+    """(least, most) of measured over told; without the ends where there are many."""
+    ratios = took[told > 0] / told[told > 0] if (told > 0).any() else np.ones(1)
     ends = (0.0, 1.0) if len(ratios) < MANY else (0.1, 0.9)
-    spread = (min(1.0, float(np.quantile(ratios, ends[0]))), max(1.0, float(np.quantile(ratios, ends[1]))))
-    return None if low is None else max(low[0], 0.0), None if high is None else -high[0], spread
+    return min(1.0, float(np.quantile(ratios, ends[0]))), max(1.0, float(np.quantile(ratios, ends[1])))
 
 
 # -- earlier runs ----------------------------------------------------------------------------------------

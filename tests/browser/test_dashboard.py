@@ -156,6 +156,7 @@ def test_a_deep_link_on_a_cold_server_goes_through_the_app(visit: Visit) -> None
     names = visit.page.get_by_test_id("stSidebarNavLink").all_inner_texts()
     assert [n.splitlines()[-1] for n in names] == [
         "Overview",
+        "Models",
         "Sensitivity",
         "Similarity",
         "Transfer",
@@ -206,7 +207,7 @@ def test_no_page_shows_or_logs_an_error(theme: str, chromium, address: str) -> N
     visit = Visit(chromium, address, theme)
     for page in PAGES:
         visit.open(page)
-    for title in ("Overview", "Sensitivity", "Similarity", "Transfer", "Benchmarks", "Ladder", "Runs"):
+    for title in ("Overview", "Models", "Sensitivity", "Similarity", "Transfer", "Benchmarks", "Ladder", "Runs"):
         visit.go(title)
     visit.close()
 

@@ -55,6 +55,12 @@ def test_from_one_run_everything_between_no_growth_and_full_growth_is_open():
     assert timing.predict(work(1, 1e12, 10), [(work(1, 1e12, 10), 8.0)]).likely == pytest.approx(8.0, rel=1e-3)
 
 
+def test_of_equal_runs_the_middle_one_counts():
+    told = [(work(1, 1e12, 10), took) for took in (8.0, 9.0, 10.0, 30.0, 90.0)]
+    found = timing.predict(work(1, 1e12, 10), told)
+    assert (found.low, found.likely, found.high) == pytest.approx((8.0, 10.0, 90.0), rel=1e-3)
+
+
 def test_work_that_no_run_had_has_no_upper_end():
     found = timing.predict(work(1, 1e12, 10), [(work(1, 1e12, 0), 8.0)])
     assert found.high is None and found.likely is None and found.low == pytest.approx(8.0, rel=1e-3)
