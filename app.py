@@ -2,11 +2,16 @@
 
 import streamlit as st
 
-from pages.parts import login, shell
+from pages.parts import login, shell, talk
 
 st.set_page_config(page_title="ParaKnow", page_icon=shell.ICON, layout="wide")
+st.html(shell.STYLE)
 login.gate()
 page = shell.navigation()
 shell.pick_run()
+talk.switch()
 login.leave()
-page.run()
+if talk.on():
+    talk.show(page)
+else:
+    page.run()

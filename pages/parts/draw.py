@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from pages.parts import talk
+
 PLOTLY = {
     "displaylogo": False,
     "toImageButtonOptions": {"format": "svg"},
@@ -16,6 +18,8 @@ PLOTLY = {
 
 def how_to_read(text: str) -> None:
     """The line under every figure."""
+    if stage := talk.stage():
+        return stage.tell(text)
     st.caption(f"**How to read this.** {text}")
 
 
@@ -36,9 +40,13 @@ def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> 
 
 def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
     """A Plotly figure with its text for screen readers."""
+    if stage := talk.stage():
+        return stage.add(figure, alt, key)
     return st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)
 
 
 def chart(figure: Any, alt: str, key: str | None = None, place: Any = st, **options: Any) -> Any:
     """An Altair chart with its text for screen readers, in a column or where the page stands."""
+    if stage := talk.stage():
+        return stage.add(figure, alt, key)
     return place.altair_chart(figure, key=key, alt=alt, **options)

@@ -84,12 +84,15 @@ def pair_map(
             shape="circle", size=size, filled=False, stroke=stroke, strokeWidth=width, opacity=1
         )
         for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (BLOCK, min(2.5, 0.16 * step)))
+        if pairs  # a layer without marks would be an image without text to screen readers
     ]
-    crosses = base.transform_filter(alt.datum.missing).mark_point(
-        shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
-    )
+    crosses = [
+        base.transform_filter(alt.datum.missing).mark_point(
+            shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
+        )
+    ]
     return (
-        alt.layer(cells, *rings, crosses).properties(title=title, height=alt.Step(step)).configure_view(strokeWidth=0)
+        alt.layer(cells, *rings, *(crosses if kept.missing.any() else ())).properties(title=title, height=alt.Step(step)).configure_view(strokeWidth=0)
     )
 
 
