@@ -1,11 +1,9 @@
 """The dashboard: `paraknow app`, or `streamlit run app.py`. Login, navigation, sidebar; pages do the rest."""
 
-import streamlit as st
 
 from pages.parts import login, shell, talk
 
-st.set_page_config(page_title="ParaKnow", page_icon=shell.ICON, layout="wide")
-st.html(shell.STYLE)
+shell.window()
 login.gate()
 page = shell.navigation()
 shell.pick_run()

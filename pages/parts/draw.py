@@ -42,7 +42,9 @@ def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
     """A Plotly figure with its text for screen readers."""
     if stage := talk.stage():
         return stage.add(figure, alt, key)
-    return st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)
+    return st.plotly_chart(
+        figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": "hover" if options else False}, **options
+    )
 
 
 def chart(figure: Any, alt: str, key: str | None = None, place: Any = st, **options: Any) -> Any:

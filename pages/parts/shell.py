@@ -84,6 +84,12 @@ PAGES = (
 )
 
 
+def window() -> None:
+    """The window's title and picture, and the style of all pages."""
+    st.set_page_config(page_title="ParaKnow", page_icon=ICON, layout="wide")
+    st.html(STYLE)
+
+
 def navigation() -> Any:
     """The pages in the order of the sidebar; returns the one that is asked for."""
     return st.navigation([st.Page(f"pages/{n}.py", title=t, icon=i, default=n == PAGES[0][0]) for n, t, i in PAGES])
@@ -96,6 +102,7 @@ def through_app() -> None:
     st.navigation has been called it takes every file in pages/ for an app of its own.
     """
     if not st.session_state.pop("through_app", False):
+        window()
         navigation()
         st.rerun()
 

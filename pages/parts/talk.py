@@ -46,7 +46,7 @@ class Stage:
         if self.place is None:
             self.figures.append(Shown(figure, alt, key))
         elif key is not None and key == self.key:
-            _draw(self.place, Shown(figure, alt, key))
+            _draw(self.place, enlarged.enlarge(figure), alt)
 
     def tell(self, text: str) -> None:
         """How to read the figures since the last such line."""
@@ -69,7 +69,9 @@ def stage() -> Stage | None:
 def switch() -> None:
     """The way into talk mode, in the sidebar."""
     with st.sidebar:
-        st.button("Talk mode", on_click=enter, icon=":material/slideshow:", key="talk.enter", help="One figure a screen.")
+        st.button(
+            "Talk mode", on_click=enter, icon=":material/slideshow:", key="talk.enter", help="One figure a screen."
+        )
 
 
 def enter() -> None:
@@ -95,9 +97,12 @@ def show(page: Any) -> None:
         if made.figures:
             shown = made.figures[made.number - 1]
             made.key = shown.key
-            _heading(page.title, enlarged.enlarge(shown.figure))
+            large = enlarged.enlarge(shown.figure)
+            st.title(shell.escape(large.title or page.title), anchor=False)
+            if large.note:
+                st.markdown(shell.escape(large.note))
             made.place = st.container(key="talk-figure", height="stretch").empty()
-            _draw(made.place, shown)
+            _draw(made.place, large, shown.alt)
             with st.container(key="talk-how"):
                 st.caption(shown.how)
         else:
@@ -109,18 +114,11 @@ def show(page: Any) -> None:
         _bar(page.title, made)
 
 
-def _heading(page: str, large: enlarged.Enlarged) -> None:
-    st.title(shell.escape(large.title or page), anchor=False)
-    if large.note:
-        st.markdown(shell.escape(large.note))
-
-
-def _draw(place: Any, shown: Shown) -> None:
-    figure = enlarged.enlarge(shown.figure).figure
-    if hasattr(figure, "to_plotly_json"):
-        place.plotly_chart(figure, height="stretch", key="talk.plot", alt=shown.alt, config=PLOTLY)
+def _draw(place: Any, large: enlarged.Enlarged, alt: str) -> None:
+    if hasattr(large.figure, "to_plotly_json"):
+        place.plotly_chart(large.figure, height="stretch", key="talk.plot", alt=alt, config=PLOTLY)
     else:
-        place.altair_chart(figure, height="stretch", width="stretch", key="talk.chart", alt=shown.alt)
+        place.altair_chart(large.figure, height="stretch", width="stretch", key="talk.chart", alt=alt)
 
 
 # -- which figure ---------------------------------------------------------------------------------
@@ -179,7 +177,9 @@ def _bar(title: str, made: Stage) -> None:
         ):
             for key in keys:  # a button takes one key: the second one is there for clickers, and unseen
                 with st.container(key=f"talk-{key}", width="content"):
-                    st.button(label, on_click=_step, args=(step,), icon=icon, key=f"talk.{key}", disabled=end, shortcut=key)
+                    st.button(
+                        label, on_click=_step, args=(step,), icon=icon, key=f"talk.{key}", disabled=end, shortcut=key
+                    )
             if step < 0:
                 st.markdown(f"**{made.number if count else 0} / {count}** · {title}", width="content")
         with st.popover("Pages", icon=":material/menu:"):

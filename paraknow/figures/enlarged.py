@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import altair as alt
+import numpy as np
 import plotly.graph_objects as go
 
 LEAST = 18  # pixels of the smallest text
@@ -61,7 +62,7 @@ def _plotly(figure: go.Figure) -> Enlarged:
     if made.layout.legend.orientation == "h" and named <= IN_A_ROW:  # above the figure, where nothing else is
         made.update_layout(legend={"yref": "paper", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"})
     else:
-        beside = {"orientation": "v", "yref": "paper", "y": 1, "yanchor": "top", "x": 1.02, "xanchor": "left"}
+        beside = {"orientation": "v", "yref": "container", "y": 1, "yanchor": "top", "x": 1.02, "xanchor": "left"}
         made.update_layout(legend=beside)
     if made.layout.coloraxis.to_plotly_json():
         made.update_layout(coloraxis_colorbar={"tickfont": font, "title_font": font})
@@ -93,7 +94,7 @@ def _trace(trace: Any) -> None:
         for place in (trace.marker, trace.marker.line if "line" in trace.marker else None):
             for name in ("size", "width"):
                 if place is not None and name in place and place[name] is not None:
-                    place[name] = _times(place[name], GROWN)
+                    place[name] = _grown(place[name])
     for name in ("line", "error_x", "error_y"):
         if not isinstance(parts.get(name), dict):
             continue
@@ -101,17 +102,18 @@ def _trace(trace: Any) -> None:
             if part in trace[name] and trace[name][part] is not None:
                 trace[name][part] *= GROWN
     if "textfont" in trace:
-        trace.textfont.size = max(LEAST, _first(trace.textfont.size) or LEAST)
+        trace.textfont.size = max(LEAST, _least(trace.textfont.size))
     if "colorbar" in trace:
         trace.colorbar.update(tickfont={"size": SIZE}, title={"font": {"size": SIZE}}, thickness=22)
 
 
-def _times(value: Any, factor: float) -> Any:
-    return [factor * v for v in value] if isinstance(value, list | tuple) or hasattr(value, "tolist") else factor * value
+def _grown(value: Any) -> Any:
+    return GROWN * value if np.isscalar(value) else [GROWN * v for v in value]
 
 
-def _first(value: Any) -> float | None:
-    return min(value) if isinstance(value, list | tuple) or hasattr(value, "tolist") else value
+def _least(value: Any) -> float:
+    """The smallest of one size or several; 0 where none is given."""
+    return float(np.min(value)) if value is not None else 0.0
 
 
 def _thin(axis: Any) -> None:
@@ -135,23 +137,32 @@ BESIDE = {"orient": "right", "direction": "vertical", "gradientLength": 300, "gr
 
 def _altair(chart: Any) -> Enlarged:
     made = chart.copy(deep=True)
-    title = made.title if isinstance(made.title, str) else ""
+    title, note = _heading(made.title)
     made.title = alt.Undefined
     made = made.properties(width="container", height="container")
     made = made.configure_axis(labelFontSize=SIZE, titleFontSize=SIZE + 1, labelOverlap=True, labelLimit=400)
     made = made.configure_legend(labelFontSize=SIZE, titleFontSize=SIZE, symbolSize=200, labelLimit=400)
-    for legend in _legends(made):
-        legend.update(BESIDE)
-    return Enlarged(made.configure_title(fontSize=SIZE).configure_text(fontSize=SIZE), title, "")
+    for legend in _parts(made, alt.Legend):
+        legend._kwds.update(BESIDE)
+    for axis in _parts(made, alt.Axis):
+        axis._kwds["labelOverlap"] = True
+    return Enlarged(made.configure_title(fontSize=SIZE).configure_text(fontSize=SIZE), title, note)
 
 
-def _legends(part: Any) -> Iterator[dict[str, Any]]:
-    """The settings of every legend in a chart, its layers and conditions included."""
-    if isinstance(part, alt.Legend):
-        yield part._kwds
+def _heading(title: Any) -> tuple[str, str]:
+    """Title and subtitle of a chart as plain text."""
+    parts = (title.text, title.subtitle) if isinstance(title, alt.TitleParams) else (title, "")
+    heading, note = (" ".join(p) if isinstance(p, list) else p if isinstance(p, str) else "" for p in parts)
+    return heading, note
+
+
+def _parts(part: Any, kind: type) -> Iterator[Any]:
+    """Every part of one kind in a chart, its layers and conditions included."""
+    if isinstance(part, kind):
+        yield part
     elif isinstance(part, alt.SchemaBase):
         for inner in part._kwds.values():
-            yield from _legends(inner)
+            yield from _parts(inner, kind)
     elif isinstance(part, list | dict):
         for inner in part.values() if isinstance(part, dict) else part:
-            yield from _legends(inner)
+            yield from _parts(inner, kind)
