@@ -1,5 +1,6 @@
 """The dashboard: `paraknow app`, or `streamlit run app.py`. Login, navigation, sidebar; pages do the rest."""
 
+from contextlib import suppress
 
 from pages.parts import login, shell, talk
 
@@ -12,4 +13,5 @@ login.leave()
 if talk.on():
     talk.show(page)
 else:
-    page.run()
+    with suppress(shell.Ended):
+        page.run()

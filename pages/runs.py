@@ -17,7 +17,7 @@ runs = store.all_runs()
 if not runs:
     st.info("There is no run yet. Start one on the Transfer page, or with `paraknow demo` on the command line.")
     shell.link("transfer", "Start a run", None, ":material/play_arrow:")
-    st.stop()
+    shell.stop()
 
 
 def listing() -> None:

@@ -95,6 +95,15 @@ def navigation() -> Any:
     return st.navigation([st.Page(f"pages/{n}.py", title=t, icon=i, default=n == PAGES[0][0]) for n, t, i in PAGES])
 
 
+class Ended(Exception):
+    """A page has no more to say."""
+
+
+def stop() -> None:
+    """End the page here. Unlike st.stop, it lets what stands around the page (talk mode) go on. Raises Ended."""
+    raise Ended
+
+
 def through_app() -> None:
     """Start again through app.py where Streamlit ran a page by itself.
 
@@ -183,7 +192,7 @@ def need_run() -> Run:
             "command line."
         )
         st.page_link("pages/transfer.py", label="Start a run", icon=":material/play_arrow:")
-        st.stop()
+        stop()
     return run
 
 

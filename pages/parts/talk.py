@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import StopException
 
 from pages.parts import shell
 from paraknow.figures import enlarged
@@ -90,7 +89,7 @@ def show(page: Any) -> None:
     _walk(name)
     made = st.session_state["talk.stage"] = Stage(name)
     st.html(STYLE)
-    with st.container(key="talk-page"), suppress(StopException):  # the page had no more to say
+    with st.container(key="talk-page"), suppress(shell.Ended):
         page.run()
     with st.container(key="talk"):
         made.number, wrong = _number(len(made.figures))

@@ -91,9 +91,8 @@ def pair_map(
             shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
         )
     ]
-    return (
-        alt.layer(cells, *rings, *(crosses if kept.missing.any() else ())).properties(title=title, height=alt.Step(step)).configure_view(strokeWidth=0)
-    )
+    drawn = [cells, *rings, *(crosses if kept.missing.any() else ())]
+    return alt.layer(*drawn).properties(title=title, height=alt.Step(step)).configure_view(strokeWidth=0)
 
 
 def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:

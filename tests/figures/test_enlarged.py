@@ -71,7 +71,7 @@ def sizes(part: Any, key: str = "") -> Iterator[float]:
     """Every size of text that a figure's description names."""
     if isinstance(part, dict):
         for name, inner in part.items():
-            if name == "size" and "font" in key or name.endswith("FontSize"):
+            if (name == "size" and "font" in key) or name.endswith("FontSize"):
                 yield inner
             yield from sizes(inner, name)
     elif isinstance(part, list | tuple):

@@ -28,6 +28,11 @@ def talked(page: str, **query: str) -> AppTest:
     return app
 
 
+def asked(app: AppTest, name: str) -> str:
+    value = app.query_params[name]
+    return value if isinstance(value, str) else value[0]
+
+
 def heading(app: AppTest) -> str:
     return app.title[-1].value
 
@@ -45,7 +50,7 @@ def test_next_and_previous_walk_through_the_figures(run: store.Run) -> None:  # 
     headings = [heading(app)]
     for number in (2, 3):
         app.button(key="talk.Right").click().run()
-        assert app.query_params["figure"] == [str(number)] and app.query_params["run"] == [run.id]
+        assert asked(app, "figure") == str(number) and asked(app, "run") == run.id
         headings.append(heading(app))
     assert len(set(headings)) == 3
     app.button(key="talk.PageUp").click().run()
@@ -55,10 +60,10 @@ def test_next_and_previous_walk_through_the_figures(run: store.Run) -> None:  # 
 def test_beyond_the_last_figure_comes_the_next_page(run: store.Run) -> None:  # noqa: F811
     app = talked("overview", figure="2")
     app.button(key="talk.Right").click().run()
-    assert not app.exception and app.query_params["figure"] == ["1"] and app.query_params["talk"] == ["1"]
-    assert shell.PAGES[1][1] in words(app) and app.query_params["run"] == [run.id]
+    assert not app.exception and asked(app, "figure") == "1" and asked(app, "talk") == "1"
+    assert shell.PAGES[1][1] in words(app) and asked(app, "run") == run.id
     app.button(key="talk.Left").click().run()
-    assert app.query_params["figure"] == ["2"] and "2 / 2" in words(app)
+    assert asked(app, "figure") == "2" and "2 / 2" in words(app)
 
 
 def test_at_the_ends_there_is_no_further_step(run: store.Run) -> None:  # noqa: F811
@@ -88,6 +93,11 @@ def test_leaving_keeps_what_was_chosen(run: store.Run) -> None:  # noqa: F811
 def test_a_page_that_has_nothing_to_show_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "recorded_runs", lambda: [])
     assert "no figure to show" in words(talked("sensitivity"))
+
+
+def test_pages_end_so_that_talk_mode_goes_on() -> None:
+    for path in Path(shell.__file__).parents[1].rglob("*.py"):
+        assert "st.stop()" not in path.read_text() or path.name == "login.py", f"{path.name}: use shell.stop()"
 
 
 def test_a_part_that_redraws_itself_brings_its_figure_anew(monkeypatch: pytest.MonkeyPatch) -> None:
