@@ -16,9 +16,8 @@ FAINT = """() => {
     const app = parse(getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor).slice(0, 3);
     const found = [];
     for (const text of document.querySelectorAll('.js-plotly-plot text, [data-testid=stVegaLiteChart] text')) {
-        if (!text.textContent.trim() || text.closest('.annotation') && text.style.fontWeight) continue;
+        if (!text.textContent.trim() || text.closest('.annotation, .cartesianlayer .text')) continue;
         const style = getComputedStyle(text), fill = parse(style.fill), seen = (fill[3] ?? 1) * style.fillOpacity;
-        if (text.closest('.annotation, .cartesianlayer .text')) continue;
         const mixed = fill.slice(0, 3).map((v, k) => seen * v + (1 - seen) * app[k]);
         const [low, high] = [lum(mixed), lum(app)].sort((a, b) => a - b);
         if ((high + 0.05) / (low + 0.05) < 4.5) found.push(`${text.textContent} ${style.fill}`);
@@ -48,10 +47,13 @@ def axe() -> str:
     return resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 
 
-def grave(page) -> list[str]:
-    """Serious and critical findings of axe on an open page: rule, place and what is wrong."""
+def grave(page, rules: list[str] | None = None) -> list[str]:
+    """Serious and critical findings of axe on an open page, of all its rules or some: rule, place, what is wrong."""
     page.evaluate(axe())
-    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
+    options: dict[str, object] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": rules}
+    found = page.evaluate("async options => (await axe.run(document, options)).violations", options)
     return [
         f"{rule['id']}: {node['html'][:160]}: {node['failureSummary'][:200]}"
         for rule in found

@@ -10,7 +10,6 @@ from pages.parts import shell
 from tests.pages import large
 from tests.pages.test_pages import no_worker, show, warm_server, words  # noqa: F401 (fixtures)
 
-
 NAMES = [name for name, *_ in shell.PAGES[1:]]
 
 
