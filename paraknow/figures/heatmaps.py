@@ -125,9 +125,11 @@ def matrix_map(
     left, right = int(region.col // steps[1]), int(np.ceil(region.col_end / steps[1]))
     cut = np.asarray(values[first:last, left:right], np.float32)
     low, high = span or clip_range(values) or (0.5, 1.0)
-    with np.errstate(divide="ignore"):
-        z = np.log10(np.clip(cut, low, high)).astype(np.float32)
-    exponents = np.linspace(np.log10(low), np.log10(high), 4)
+    bottom, top = np.log10(low), np.log10(high)
+    # A colour scale has 256 colours: a byte says which, and the page's message keeps to its budget.
+    z = np.rint(255 * (np.log10(np.clip(cut, low, high)) - bottom) / (top - bottom))
+    z = z.astype(np.uint8) if np.isfinite(z).all() else z.astype(np.float32)
+    exponents = np.linspace(bottom, top, 4)
     figure = go.Figure(
         go.Heatmap(
             z=z,
@@ -136,12 +138,12 @@ def matrix_map(
             dx=steps[1],
             y0=(first + 0.5) * steps[0],
             dy=steps[0],
-            zmin=float(np.log10(low)),
-            zmax=float(np.log10(high)),
+            zmin=0,
+            zmax=255,
             colorscale="Cividis",
             colorbar={
                 "title": {"text": "|w · ∇|", "side": "top"},
-                "tickvals": exponents.tolist(),
+                "tickvals": np.linspace(0, 255, 4).tolist(),
                 "ticktext": [f"{10**e:.1e}" for e in exponents],
                 "thickness": 14,
                 "len": 0.9,
