@@ -1,14 +1,19 @@
 """The dashboard: `paraknow app`, or `streamlit run app.py`. Login, navigation, sidebar; pages do the rest."""
 
-import streamlit as st
+from contextlib import suppress
 
-from pages.parts import login, shell, terms, tour
+from pages.parts import login, shell, talk, terms, tour
 
-st.set_page_config(page_title="ParaKnow", page_icon=shell.ICON, layout="wide")
+shell.window()
 login.gate()
 page = shell.navigation()
 shell.pick_run()
+talk.switch()
 terms.sidebar()
 login.leave()
-tour.card(page.url_path)
-page.run()
+if talk.on():
+    talk.show(page)
+else:
+    tour.card(page.url_path)
+    with suppress(shell.Ended):
+        page.run()

@@ -25,7 +25,7 @@ rows = shell.read(artifacts.delta_rows, run)
 if rows is None:
     shell.link("transfer", "See how far this run is", run, ":material/sync_alt:")
     cross.section()
-    st.stop()
+    shell.stop()
 kinds = tables.kinds(rows)
 titles = artifacts.model_titles(run, list(kinds))
 frame = tables.deltas_frame(rows, titles)

@@ -218,7 +218,7 @@ if not there:
         icon=":material/info:",
     )
     st.code(COMMAND, language="bash")
-    st.stop()
+    shell.stop()
 chosen = next(iter(there))
 if len(there) > 1:
     chosen = st.selectbox("Calibration", list(there), help="Which one this page shows.")

@@ -171,7 +171,7 @@ if len(there) < 2:
     if there:
         st.subheader("Facts")
         parts.table(there, ())
-    st.stop()
+    shell.stop()
 with st.spinner("Looking at the files"):
     try:
         looked = parts.look(
@@ -184,7 +184,7 @@ with st.spinner("Looking at the files"):
         )
     except ParaKnowError as error:
         st.error(shell.sentence(error))
-        st.stop()
+        shell.stop()
 onward(looked)
 st.subheader("Facts, side by side")
 first, second = st.columns([3, 2])

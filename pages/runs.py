@@ -40,7 +40,7 @@ names = {row["id"]: row["name"] for row in summaries}
 if not runs:
     st.info("There is no run yet. Start one on the Transfer page, or with `paraknow demo` on the command line.")
     shell.link("transfer", "Start a run", None, ":material/play_arrow:")
-    st.stop()
+    shell.stop()
 
 
 def titled(run_id: str) -> str:

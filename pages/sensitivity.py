@@ -19,7 +19,7 @@ shell.heading(
 run = shell.need_run()
 table = shell.read(artifacts.table, run, "locate/sensitivity.parquet")
 if table is None:
-    st.stop()
+    shell.stop()
 titles = artifacts.titles(run)
 
 tasks = list(table.task.unique())

@@ -23,7 +23,7 @@ run = shell.need_run()
 there = [name for name in SECTIONS if artifacts.has(run, name)]
 if not there:
     shell.read(artifacts.table, run, "similarity/cka.parquet")  # says which stage writes it
-    st.stop()
+    shell.stop()
 titles = artifacts.titles(run)
 for name in there:
     title, section = SECTIONS[name]

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.parts import saving
+from pages.parts import saving, talk
 
 PLOTLY = {
     "displaylogo": False,
@@ -18,6 +18,8 @@ PLOTLY = {
 
 def how_to_read(text: str) -> None:
     """The line under every figure."""
+    if stage := talk.stage():
+        return stage.tell(text)
     st.caption(f"**How to read this.** {text}")
 
 
@@ -38,13 +40,18 @@ def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> 
 
 def plot(figure: Any, key: str, alt: str, **options: Any) -> Any:
     """A Plotly figure with its text for screen readers."""
-    event = st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bool(options)}, **options)
+    if stage := talk.stage():
+        return stage.add(figure, alt, key)
+    bar = "hover" if options else False
+    event = st.plotly_chart(figure, key=key, alt=alt, config={**PLOTLY, "displayModeBar": bar}, **options)
     saving.menu(figure, key, key)
     return event
 
 
 def chart(figure: Any, alt: str, key: str | None = None, place: Any = st, **options: Any) -> Any:
     """An Altair chart with its text for screen readers, in a column or where the page stands."""
+    if stage := talk.stage():
+        return stage.add(figure, alt, key)
     event = place.altair_chart(figure, key=key, alt=alt, **options)
     saving.menu(figure, key or alt, key or alt, place)
     return event

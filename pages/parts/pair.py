@@ -130,7 +130,7 @@ def pick() -> None:
             help=f"{Pair.model_fields[side].description} A demo model, a local folder, or a hub id org/name@revision: "
             "type it and press Enter.",
         )
-        state[f"m.{side}"] or st.stop()
+        state[f"m.{side}"] or shell.stop()
     choices = {"dtype": ("float32", "bfloat16", "float16"), "device": ("auto", "cpu", "cuda")}
     for column, (name, options) in zip(columns[2:], choices.items(), strict=True):
         about = RunConfig.model_fields[name].description

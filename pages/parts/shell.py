@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -14,6 +15,7 @@ from paraknow.runs import store
 from paraknow.runs.store import Run
 
 MISSING = "–"
+STYLE = Path(__file__).with_name("style.css")
 STATE_ICONS = {
     "queued": ":material/schedule:",
     "running": ":material/play_circle:",
@@ -84,9 +86,24 @@ PAGES = (
 )
 
 
+def window() -> None:
+    """The window's title and picture, and the style of all pages."""
+    st.set_page_config(page_title="ParaKnow", page_icon=ICON, layout="wide")
+    st.html(STYLE)
+
+
 def navigation() -> Any:
     """The pages in the order of the sidebar; returns the one that is asked for."""
     return st.navigation([st.Page(f"pages/{n}.py", title=t, icon=i, default=n == PAGES[0][0]) for n, t, i in PAGES])
+
+
+class Ended(Exception):
+    """A page has no more to say."""
+
+
+def stop() -> None:
+    """End the page here. Unlike st.stop, it lets what stands around the page (talk mode) go on. Raises Ended."""
+    raise Ended
 
 
 def through_app() -> None:
@@ -96,6 +113,7 @@ def through_app() -> None:
     st.navigation has been called it takes every file in pages/ for an app of its own.
     """
     if not st.session_state.pop("through_app", False):
+        window()
         navigation()
         st.rerun()
 
@@ -106,7 +124,8 @@ def through_app() -> None:
 def pick_run() -> None:
     """The run picker, in the sidebar of every page and in the address (`?run=`)."""
     st.session_state["through_app"] = True
-    ids = [run.id for run in store.all_runs()]
+    rows = {row["id"]: row for row in (*store.listing(), *map(store.summary, store.recorded_runs()))}
+    ids = list(rows)
     state, asked = st.session_state, st.query_params.get("run")
     if cloned := state.get("t.refill"):  # changing pages by a button drops what was picked
         choose(cloned)
@@ -128,8 +147,10 @@ def pick_run() -> None:
             "Run",
             ids,
             key="run",
+            format_func=lambda run_id: run_label(rows[run_id]) if run_id in rows else run_id,
             on_change=lambda: st.session_state.pop("wrong_run", None),
-            help="All pages show this run. The address carries it, so a link shows the same.",
+            help="All pages show this run. The address carries it, so a link shows the same. Type a part of its name, "
+            "time, state or id to find one.",
         )
         # bind="query-params" would leave a run out of the address that was not picked by hand.
         state["run_in_address"] = st.query_params["run"] = state["run"]
@@ -138,10 +159,18 @@ def pick_run() -> None:
             if facts["name"]:
                 st.caption(escape(facts["name"]))
             st.caption(f"{STATE_ICONS.get(facts['state'], '')} {escape(facts['state'])} · {when(facts['created'])}")
+            st.caption(escape(run.id))
             if run.recorded:
                 st.caption("Recorded with the package: shown as it was, nothing is computed.")
             elif run.imported:
                 st.caption(":material/lock: Imported: read-only. Nothing goes on with it or changes it.")
+
+
+def run_label(row: dict[str, Any]) -> str:
+    """A run in a list to pick from: when, what, how it stands, and its id, by which it can be found."""
+    made = time.strftime("%d %b %H:%M", time.localtime(row["created"])) if row["created"] else MISSING
+    what = row["name"] or ", ".join(str(row[k]) for k in ("method", "task") if row[k]) or MISSING
+    return f"{made} · {' '.join(str(what).split())[:60]} · {row['state'] or MISSING} · {row['id']}"
 
 
 def current_run() -> Run | None:
@@ -165,7 +194,7 @@ def need_run() -> Run:
             "command line."
         )
         st.page_link("pages/transfer.py", label="Start a run", icon=":material/play_arrow:")
-        st.stop()
+        stop()
     return run
 
 

@@ -183,9 +183,11 @@ def matrix_map(
         cut = pooled(cut, cells, how)
     dy, dx = (last - first) * steps[0] / cut.shape[0], (right - left) * steps[1] / cut.shape[1]
     low, high = span or clip_range(values) or (0.5, 1.0)
-    with np.errstate(divide="ignore"):
-        z = np.log10(np.clip(cut, low, high)).astype(np.float32)
-    exponents = np.linspace(np.log10(low), np.log10(high), 4)
+    bottom, top = np.log10(low), np.log10(high)
+    # A colour scale has 256 colours: a byte says which, and the page's message keeps to its budget.
+    z = np.rint(255 * (np.log10(np.clip(cut, low, high)) - bottom) / (top - bottom))
+    z = z.astype(np.uint8) if np.isfinite(z).all() else z.astype(np.float32)
+    exponents = np.linspace(bottom, top, 4)
     figure = go.Figure(
         go.Heatmap(
             z=z,
@@ -194,12 +196,12 @@ def matrix_map(
             dx=dx,
             y0=covers.row + first * steps[0] + dy / 2,
             dy=dy,
-            zmin=float(np.log10(low)),
-            zmax=float(np.log10(high)),
+            zmin=0,
+            zmax=255,
             colorscale="Cividis",
             colorbar={
                 "title": {"text": "|w · ∇|", "side": "top"},
-                "tickvals": exponents.tolist(),
+                "tickvals": np.linspace(0, 255, 4).tolist(),
                 "ticktext": [f"{10**e:.1e}" for e in exponents],
                 "thickness": 14,
                 "len": 0.9,

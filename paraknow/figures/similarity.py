@@ -109,12 +109,13 @@ def pair_map(
             shape="circle", size=size, filled=False, stroke=stroke, strokeWidth=width, opacity=1
         )
         for stroke, width in (("#FFFFFF", min(6, 0.36 * step)), (line, min(2.5, 0.16 * step)))
+        if pairs  # a layer without marks would be an image without text to screen readers
     ]
     crosses = base.transform_filter(alt.datum.missing).mark_point(
         shape="cross", angle=45, size=size, filled=True, color="#FFFFFF", opacity=1
     )
-    layers = alt.layer(cells, *rings, crosses).properties(title=titled(title, note), height=alt.Step(step))
-    return layers.configure_view(strokeWidth=0)
+    layers = alt.layer(cells, *rings, *([crosses] if kept.missing.any() else []))
+    return layers.properties(title=titled(title, note), height=alt.Step(step)).configure_view(strokeWidth=0)
 
 
 def said(value: float, low: float | None = None, high: float | None = None) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from paraknow.runs import store
 from tests import servers
-from tests.browser.test_dashboard import CHROMIUM, READY, chromium, pytestmark  # noqa: F401 (fixture, marks)
+from tests.browser.test_dashboard import CHROMIUM, PROBES, READY, chromium, pytestmark  # noqa: F401 (fixture, marks)
 from tests.pages import hostile
 from tests.pages.test_pages import run  # noqa: F401 (fixture)
 from tests.test_serving import AUTH, secrets
@@ -43,7 +43,7 @@ class Watched:
             self.noted.append(request.url)
 
     def _console(self, message) -> None:
-        if message.type == "error" and "Failed to load resource" not in message.text:
+        if message.type == "error" and not PROBES.search(message.location.get("url", "")):
             self.noted.append(message.text)
 
     def open(self, path: str) -> None:
@@ -51,7 +51,7 @@ class Watched:
         self.settle()
 
     def settle(self) -> None:
-        self.page.wait_for_selector("h1", timeout=60_000)
+        self.page.wait_for_selector("h1:visible", timeout=60_000)
         self.page.wait_for_timeout(300)
         self.page.wait_for_selector(READY, timeout=60_000)
 
