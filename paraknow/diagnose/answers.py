@@ -144,7 +144,7 @@ def seeds_disagree(evidence: Evidence) -> list[Finding]:
         if not len(both) or wide.shape[1] < 2:
             continue
         wide, reference = wide.loc[both].astype(bool), student.loc[both].to_numpy(bool)
-        found = {int(str(s)): statistics.compare(wide[s].to_numpy(), reference) for s in wide}
+        found = {int(float(str(s))): statistics.compare(wide[s].to_numpy(), reference) for s in wide}
         on = f"{task}, {str(group).replace('_', ' ')}"
         numbers += [
             {

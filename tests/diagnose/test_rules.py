@@ -165,6 +165,12 @@ def test_one_seed_and_few_steps_are_not_judged() -> None:
     assert of("loss", sound(losses=short[short.step <= 4]))[0].severity == "not checked"
 
 
+def test_seeds_may_be_read_as_floats() -> None:
+    read = made.items(other_seed=0.1).astype({"seed": float, "doc_id": float})
+    (found,) = of("seeds-disagree", sound(items=read))
+    assert found.severity == "warning" and "seed 0 against 1" in found.says
+
+
 def test_candidates_that_do_not_fit_are_passed_over() -> None:
     odd = made.items(right=0.0, rank=1)
     odd["candidates"] = [["x"] if k % 3 == 0 else v for k, v in enumerate(odd.candidates)]
