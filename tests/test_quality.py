@@ -23,6 +23,7 @@ TORCH_FREE = (
     "paraknow.runs.events "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
+    " paraknow.figures.enlarged"
 ).split()
 
 
