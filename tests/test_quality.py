@@ -27,6 +27,7 @@ TORCH_FREE = (
     "paraknow.cli_report paraknow.report.page paraknow.report.sides paraknow.figures.images "
     "paraknow.evaluate.sandbox "
     "paraknow.evaluate.deltas paraknow.demo.story paraknow.demo.world paraknow.doctor paraknow.screen paraknow.figures"
+    " paraknow.figures.enlarged"
 ).split()
 
 

@@ -108,7 +108,7 @@ def _trace(trace: Any) -> None:
 
 
 def _grown(value: Any) -> Any:
-    return [GROWN * v for v in value] if isinstance(value, (list, tuple, np.ndarray)) else GROWN * value
+    return GROWN * value if isinstance(value, int | float) else [GROWN * v for v in value]
 
 
 def _least(value: Any) -> float:
