@@ -48,9 +48,9 @@ def test_a_server_started_otherwise_is_shared_where_others_reach_it(address, sha
 
 def test_a_shared_page_refuses_and_keeps_paths_to_itself(run, runs: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setenv(access.VARIABLE, access.grant(True, [tmp_path / "runs"]).dump())
-    run.update(state="failed", error=f"OSError: {tmp_path}/elsewhere/x.bin is gone.")
+    run.update(state="failed", error=f"OSError: {tmp_path}/hidden-place/x.bin is gone.")
     app = show("transfer", run=run.id)
-    assert "elsewhere" not in words(app) and "OSError" in words(app)
+    assert "hidden-place" not in words(app) and "OSError" in words(app)
     app.multiselect(key="t.task").set_value(["/etc/passwd"]).run()
     here = [e.value for e in app.error if "data\\-dir" in e.value]
     app.multiselect(key="t.task").set_value(["/etc/absent"]).run()
@@ -58,4 +58,4 @@ def test_a_shared_page_refuses_and_keeps_paths_to_itself(run, runs: Path, tmp_pa
     assert [t.replace("passwd", "absent") for t in here] == absent and len(here) == 1
     assert app.button(key="t.start").disabled and not app.exception
     listed = show("runs", run=run.id)
-    assert listed.button(key="r.delete").disabled and "elsewhere" not in str(listed.dataframe[0].value.to_dict())
+    assert listed.button(key="r.delete").disabled and "hidden-place" not in str(listed.dataframe[0].value.to_dict())
