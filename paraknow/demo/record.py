@@ -32,8 +32,12 @@ KEPT = (
     "similarity/spectra.parquet",
     "align/starts.parquet",
     "adapters/reload.json",
+    "tune/budgets.parquet",
+    "tune/changes.parquet",
+    "tune/checks.parquet",
     "evaluate/items.parquet",
     "evaluate/deltas.json",
+    "diagnose.json",
 )
 SIDE = 128
 
