@@ -98,9 +98,14 @@ def check_asks(waiting: int) -> None:
         raise InputError(f"asks: {waiting} questions wait, the most for a shared page; try again later.")
 
 
+def ask_is_late(seconds: float) -> bool:
+    """Whether a visitor's question takes too long."""
+    return shared() and seconds > ASK_SECONDS
+
+
 def check_ask_time(seconds: float) -> None:
     """End a visitor's question that takes too long. Raises RunError."""
-    if shared() and seconds > ASK_SECONDS:
+    if ask_is_late(seconds):
         raise RunError(f"it took longer than {ASK_SECONDS} s, the most for a question from a shared page.")
 
 

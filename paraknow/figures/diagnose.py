@@ -21,6 +21,8 @@ from paraknow.figures.theme import (
     short,
 )
 
+CARD = 38  # characters of a title's line: figures stand inside a card
+
 
 @dataclass(frozen=True)
 class Series:
@@ -235,7 +237,7 @@ def _framed(figure: go.Figure, table: pd.DataFrame, drawing: Drawing, height: in
         note.append(f"n = {low if low == high else f'{low} to {high}'}{' items' if 'on' in table else ' matrices'}")
     if any(s.low in table for s in drawing.series if s.low):
         note.append("bars over seeds" if drawing.series[0].low.startswith("over") else "bars: 95 % intervals")
-    return frame(figure, drawing.title, height + 40 * several, "; ".join(note), b=90 if several else 50)
+    return frame(figure, drawing.title, height + 40 * several, "; ".join(note), CARD, b=90 if several else 50)
 
 
 def describe(name: str, numbers: Sequence[dict]) -> str:

@@ -71,7 +71,7 @@ def answer(
     config = run.config()
     models = _pair(question, run, config, {} if warm is None else warm, progress)
     if isinstance(question, questions.SensitivityQuestion):
-        return _sensitivity(question, models), None
+        return _sensitivity(question, models, progress), None
     if isinstance(question, questions.AnswersQuestion):
         return _answers(question, run, config, models, progress), None
     return _region(question, run, config, models, progress)
@@ -95,6 +95,10 @@ def _pair(question: Question, run: Run, config: RunConfig, warm: Warm, progress:
     case = Case(*pair, methods.candidates(config), free.device, {})
     room = free.bytes + pairs.held(warm, config, pair, free.device)
     stage = "load" if isinstance(question, questions.AnswersQuestion) else "locate"  # what it is most like
+    if isinstance(question, questions.SensitivityQuestion):  # a prompt is never cut; it has no more tokens than bytes
+        most = min(len(f"{question.prompt}{question.answer}".encode()), max(c.architecture.context for c in pair))
+        longest = max(config.locate.max_length, most)
+        config = config.model_copy(update={"locate": config.locate.model_copy(update={"max_length": longest})})
     if (need := case.need(config).stages[stage].total) > room:
         raise ResourceError(f"memory: this needs about {gib(need)} on {free.device}, and {gib(room)} are free.")
     models = dict(warm.get("models", {}))
@@ -119,9 +123,12 @@ def _refuse_others(run: Run, pair: tuple[Checkpoint, Checkpoint]) -> None:
 # -- the answers -----------------------------------------------------------------------------------------
 
 
-def _sensitivity(question: questions.SensitivityQuestion, models: dict[str, Loaded]) -> questions.SensitivityAnswer:
-    surprises, cells = [], []
-    for name in dict.fromkeys(question.models):
+def _sensitivity(
+    question: questions.SensitivityQuestion, models: dict[str, Loaded], progress: Progress
+) -> questions.SensitivityAnswer:
+    surprises, cells, wanted = [], [], list(dict.fromkeys(question.models))
+    for number, name in enumerate(wanted):
+        progress(number, len(wanted), name)
         found = prompts.sensitivity_of(models[name], question.prompt, question.answer, question.raw)
         surprises.append(questions.Surprise(model=name, loss=found.loss, tokens=_tokens(found.tokens)))
         cells += [questions.Cell.model_validate({"model": name, **row}) for row in found.table.to_dict("records")]

@@ -135,24 +135,24 @@ class Ask:
         except (OSError, ValueError):
             return {}
 
-    def _holder(self) -> bool:
-        """Whether a living supervisor has it. One of another machine is believed."""
+    def _holder(self) -> Literal["here", "elsewhere", ""]:
+        """Where a living supervisor has it. One of another machine is believed, until the ask is too old."""
         taken = self._read("taken.json", MAX_ASK)
         if not taken:
-            return False
+            return ""
         if taken.get("host") != socket.gethostname():
-            return True
+            return "elsewhere"
         pid, born = taken.get("pid"), taken.get("born")
         if not isinstance(pid, int) or not isinstance(born, float) or not 0 < pid < 2**31:
-            return False
-        return processes.same(pid, born) is not None
+            return ""
+        return "here" if processes.same(pid, born) is not None else ""
 
     # -- whoever asked ------------------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """Nobody wants it any more: removed where it waits, else asked to stop."""
+        """Nobody wants it any more: asked to stop where a process of this machine works on it, else removed."""
         with suppress(OSError), _locked(self.root):
-            if self.state().name == "working":
+            if self.state().name == "working" and self._holder() == "here":
                 self.path("cancel").touch()
             else:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -263,7 +263,7 @@ def sweep(root: Path) -> None:
     spare = {ask.id for ask in over[: max(0, len(found) - MOST)]}
     for ask in found:
         old = time.time() - int(ask.id.partition("-")[0]) / 1e9 > KEPT
-        if ask.id in spare or (old and not ask._holder()):
+        if ask.id in spare or (old and ask._holder() != "here"):
             shutil.rmtree(ask.folder, ignore_errors=True)
 
 

@@ -155,9 +155,9 @@ def _ends(name: str, interval: Sequence[float] | None) -> dict[str, float | None
 def _kind(model: str, config: RunConfig) -> str:
     if "+" in model or model == "zero":
         return "control"
-    if model != config.method.title:
-        return "baseline"
-    return "known answer" if config.method.name == "oracle" else "examined"
+    if model == "oracle" or (model == config.method.title and config.method.name == "oracle"):
+        return "known answer"
+    return "examined" if model == config.method.title else "baseline"
 
 
 def lineage(teacher: str, student: str) -> str | None:

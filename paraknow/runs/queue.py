@@ -100,12 +100,15 @@ def serves(device: str | None, wanted: str) -> bool:
 
 
 def ask(question: Question, root: Path | None = None) -> Ask:
-    """Put a question to the worker and see to it that one lives. Raises InputError."""
+    """Put a question to the worker and see to it that one lives. Raises InputError; ResourceError where the device of
+    its run is not here, so that nobody waits for a worker that cannot be."""
     root = root or store.runs_folder()
     run = store.named(question.run, root)
     if run is None:
         raise InputError(f"run {question.run} is not here.")
-    asked = asks.put(question, root, run.config().device)
+    device = run.config().device
+    devices.free_bytes(device)
+    asked = asks.put(question, root, device)
     ensure_workers(root)
     return asked
 

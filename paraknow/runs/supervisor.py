@@ -22,12 +22,13 @@ from types import FrameType
 import psutil
 from filelock import FileLock, Timeout
 
-from paraknow import devices
+from paraknow import access, devices, limits
 from paraknow.errors import InputError, ParaKnowError, ResourceError
 from paraknow.runs import asks, processes, queue, store
 from paraknow.runs.asks import Ask
 from paraknow.runs.store import Run
 
+ASKS_IN_A_ROW = 20  # questions answered before the queue has its turn again
 POLL = 0.3  # seconds between two looks at the queue, or at the run under way
 AGAIN = 10.0  # seconds after which a run that could not be begun (somebody holds it, no space is left) is tried again
 
@@ -46,7 +47,7 @@ class Child:
     """The process that carries out runs and answers questions, one at a time; it is told them on its standard input."""
 
     def __init__(self, root: Path, device: str):
-        self.root = root
+        self.root, self.late = root, False
         command = [sys.executable, "-m", "paraknow.runs.worker", "--runs", str(root)]
         environment = {**os.environ, devices.GPU: device.partition(":")[2] or "0"}
         self.process = subprocess.Popen(
@@ -61,8 +62,16 @@ class Child:
         return self._told(f"run {run.id}", lambda: True)
 
     def answer(self, ask: Ask) -> bool:
-        """Have a question answered; False where the process ended on it, or does not heed its cancelling."""
-        return self._told(f"ask {ask.id}", lambda: ask.cancelled_for() < queue.HARD)
+        """Have a question answered; False where the process ended on it, does not heed its cancelling, or takes longer
+        than whoever asked may have it take."""
+        began = time.monotonic()
+
+        def wanted() -> bool:
+            with access.of_run(ask.folder):
+                self.late = limits.ask_is_late(time.monotonic() - began - queue.HARD)  # it ends by itself before that
+            return ask.cancelled_for() < queue.HARD and not self.late
+
+        return self._told(f"ask {ask.id}", wanted)
 
     def _told(self, line: str, wanted: Callable[[], bool]) -> bool:
         assert self.process.stdin and self.process.stdout
@@ -110,16 +119,17 @@ class Supervisor:
 
     def serve(self) -> None:
         """Take run after run."""
-        last = time.monotonic()
+        last, in_a_row = time.monotonic(), 0
         asks.sweep(self.root)
         try:
             while not self.leaving and (self.idle is None or time.monotonic() - last < self.idle):
-                if ask := self._asked():
+                if in_a_row < ASKS_IN_A_ROW and (ask := self._asked()):
                     self.under_way = ask
                     self._answer(ask)
                     self.under_way = None
-                    last = time.monotonic()
+                    last, in_a_row = time.monotonic(), in_a_row + 1
                     continue
+                in_a_row = 0
                 now = time.monotonic()
                 run = queue.next_queued(self.root, self.device, [r for r, at in self.put_off.items() if at > now])
                 if run is None:
@@ -160,7 +170,10 @@ class Supervisor:
         if self.child.answer(ask):
             ask.fail("the worker gave no answer; ask again.")  # it has one by now, or its folder is gone
             return
-        how = "it did not stop when it was cancelled" if ask.cancelled else self._how_it_ended()
+        if ask.cancelled:
+            how = "it did not stop when it was cancelled"
+        else:
+            how = "this took too long" if self.child.late else self._how_it_ended()
         self._end_child()
         ask.fail(f"the worker ended on the way: {how}. Ask again.")
 

@@ -177,6 +177,7 @@ def test_questions_come_before_queued_runs_and_none_is_stuck(run, runs, monkeypa
     told = []
 
     class Child:
+        late = False
         process = type("Process", (), {"wait": lambda self: -9})()
 
         def __init__(self, *_: object) -> None:

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paraknow import access, files, limits
-from paraknow.errors import InputError
-from paraknow.runs import asks, questions, queue, store
+from paraknow.errors import InputError, ResourceError
+from paraknow.runs import asks, questions, queue, store, supervisor
 from tests.runs import packed
 
 SAID = questions.AnswersAnswer(models=[questions.Said(label="teacher", text="a", tokens=1, mean_logprob=-1.0)])
@@ -95,6 +95,47 @@ def test_what_nobody_waits_for_is_removed_or_stopped(tmp_path):
     assert asks.take(tmp_path, everywhere) is None and working.state().error == "cancelled."
     waiting.done(SAID)  # nothing is made anew
     assert not waiting.folder.exists()
+
+
+def test_one_taken_on_another_machine_is_not_there_for_ever(tmp_path):
+    ask = put(tmp_path)
+    assert asks.take(tmp_path, everywhere) is not None
+    taken = files.read_json(ask.path("taken.json"))
+    files.write_json(ask.path("taken.json"), {**taken, "host": "another-machine"})
+    asks.sweep(tmp_path)
+    assert ask.state().name == "working" and asks.take(tmp_path, everywhere) is None  # it is believed
+    aged = ask.folder.with_name(f"{time.time_ns() - int((asks.KEPT + 60) * 1e9):020d}{ask.id[20:]}")
+    os.rename(ask.folder, aged)
+    asks.sweep(tmp_path)
+    assert not aged.exists()
+    given_up = put(tmp_path)
+    assert asks.take(tmp_path, everywhere) is not None
+    files.write_json(given_up.path("taken.json"), {**taken, "host": "another-machine"})
+    given_up.cancel()
+    assert given_up.state().name == "gone"
+
+
+def test_nobody_waits_for_a_device_that_is_not_here(runs, monkeypatch):
+    monkeypatch.setattr("paraknow.devices.gpus", list)
+    monkeypatch.setattr(queue, "ensure_workers", lambda root: None)
+    run = packed.finished(runs)
+    config = run.config().model_copy(update={"device": "cuda"})
+    monkeypatch.setattr(store.Run, "config", lambda self: config)
+    with pytest.raises(ResourceError, match="no CUDA device"):
+        queue.ask(questions.make("answers", run=run.id, prompt="q"), runs)
+    assert not asks.waiting(runs)
+
+
+def test_a_visitor_s_question_is_ended_from_outside(tmp_path, monkeypatch):
+    """A backward pass looks at no clock: the supervisor does."""
+    ask, child = put(tmp_path), object.__new__(supervisor.Child)
+    asked = []
+    monkeypatch.setattr(supervisor.Child, "_told", lambda self, line, wanted: asked.append(wanted()))
+    monkeypatch.setattr(limits, "ask_is_late", lambda seconds: True)
+    child.answer(ask)
+    assert asked == [False] and child.late
+    monkeypatch.undo()
+    assert not limits.ask_is_late(1e9)  # only visitors are held to it
 
 
 def test_old_ones_go(tmp_path, monkeypatch):

@@ -67,6 +67,12 @@ def test_a_run_gives_a_line_for_each_of_its_models(runs: Path, alone: Path) -> N
     }
 
 
+def test_the_known_answer_is_no_baseline(runs: Path) -> None:
+    config = finished(runs).config()
+    kinds = {m: landscape._kind(m, config) for m in ("oracle", "zero", "seeking+noise", "pissa", config.method.title)}
+    assert list(kinds.values()) == ["known answer", "control", "control", "baseline", "examined"]
+
+
 def test_what_has_changed_is_read_again(runs: Path, alone: Path) -> None:
     run = measured(runs, 0.4)
     assert landscape.table().share.tolist() == [0.4]
