@@ -223,7 +223,8 @@ chosen = next(iter(there))
 if len(there) > 1:
     chosen = st.selectbox("Calibration", list(there), help="Which one this page shows.")
 calibration, file = there[chosen]
-st.caption(f"{chosen}, written {shell.when(file.stat().st_mtime)}. The command that made it stands below.")
+written = "" if file.is_relative_to(resources.assets()) else f", written {shell.when(file.stat().st_mtime)}"
+st.caption(f"{chosen}{written}. The command that made it stands below.")  # a file of the package has no date of its own
 verdict(calibration)
 of_worlds, over_worlds = ladder.tables(calibration)
 journey(of_worlds, over_worlds)

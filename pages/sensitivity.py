@@ -60,6 +60,9 @@ def layer_maps() -> None:
         return
     for column, model in zip(st.columns(2), SIDES, strict=True):
         own = shown[shown.model == model]
+        if not own[value].notna().any():
+            column.info(f"This run holds no value of {shell.escape(titles[model])}.", icon=":material/info:")
+            continue
         chosen = None
         if st.session_state.get("s.model") == model:
             chosen = (st.session_state["s.layer"], st.session_state["s.module"])
@@ -116,7 +119,7 @@ def pickers() -> tuple[str, int, str]:
     """The chosen cell as three boxes: the same as clicking, for keyboards."""
     if "s.model" not in st.session_state:
         best = whole[(whole.model == "teacher") & whole.module.isin(heatmaps.MODULES)]
-        top = best.loc[best["mean"].idxmax()] if len(best) else whole.iloc[0]
+        top = best.loc[best["mean"].idxmax()] if best["mean"].notna().any() else whole.iloc[0]
         pick(str(top.model), int(top.layer), str(top.module))
     a, b, c = st.columns(3)
     model = a.selectbox(

@@ -263,6 +263,7 @@ def export_command(
     merged: Annotated[Path, typer.Option(help="Folder for the merged checkpoint.")],
     model: Annotated[str | None, typer.Option(help="Which model of the run; its method by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Which seed; the first by default.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a transferred student as an ordinary checkpoint."""
     from paraknow.runs import store
@@ -284,7 +285,10 @@ def export_command(
     from paraknow import models, results
 
     results.merge(models.load(config.pair.student, config.dtype, "cpu"), folder, merged)
-    print(f"The merged student is in {merged}.")
+    if as_json:
+        emit({"run": run.id, "folder": str(merged)})
+    else:
+        print(f"The merged student is in {merged}.")
 
 
 @app.command()

@@ -231,16 +231,17 @@ def runs_log(
 
 
 @app.command("rescore")
-def runs_rescore(run_id: str) -> None:
+def runs_rescore(run_id: str, as_json: Json = False) -> None:
     """Compute a run's intervals and shares anew from its stored items, by today's formulas."""
     from paraknow.runs import rescore, store
 
     run = store.find(run_id)
-    print(f"Run {run.id}: {rescore.rescore(run)} rows are written anew.")
+    rows = rescore.rescore(run)
+    _told(as_json, f"Run {run.id}: {rows} rows are written anew.", run=run.id, rows=rows)
 
 
 @app.command("cancel")
-def runs_cancel(run_id: str) -> None:
+def runs_cancel(run_id: str, as_json: Json = False) -> None:
     """Stop a run at its next step, at the latest after ten seconds; what it has finished is kept."""
     from paraknow.runs import queue, store
 
@@ -254,23 +255,25 @@ def runs_cancel(run_id: str) -> None:
         time.sleep(0.2)
         queue.enforce_cancel(run)
     state = run.status().get("state")
-    print(f"Run {run.id} is asked to stop." if state == "running" else f"Run {run.id} is {state}.")
+    said = f"Run {run.id} is asked to stop." if state == "running" else f"Run {run.id} is {state}."
+    _told(as_json, said, run=run.id, state=state)
 
 
 @app.command("resume")
-def runs_resume(run_id: str) -> None:
+def runs_resume(run_id: str, as_json: Json = False) -> None:
     """Queue a failed, cancelled or lost run again; it goes on after its last finished stage."""
     from paraknow.runs import queue, store
 
     run = store.find(run_id)
     queue.resume(run)
-    print(f"Run {run.id} is queued again.")
+    _told(as_json, f"Run {run.id} is queued again.", run=run.id, state=run.status().get("state"))
 
 
 @app.command("priority", context_settings={"ignore_unknown_options": True})  # numbers below 0 are no options
 def runs_priority(
     run_id: str,
     priority: Annotated[int | None, typer.Argument(help="Higher goes first; without it, before all others.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Let a queued run be taken earlier or later."""
     from paraknow.runs import queue, store
@@ -281,13 +284,16 @@ def runs_priority(
     else:
         queue.prioritise(run, priority)
     queued = [row["id"] for row in queue.waiting() if row["state"] == "queued"]
-    taken = f"Run {run.id} has been taken meanwhile."
-    print(f"Run {run.id} is number {queued.index(run.id) + 1} in the queue." if run.id in queued else taken)
+    place = queued.index(run.id) + 1 if run.id in queued else None
+    said = f"is number {place} in the queue" if place else "has been taken meanwhile"
+    _told(as_json, f"Run {run.id} {said}.", run=run.id, place=place)
 
 
 @app.command("delete")
 def runs_delete(
-    run_id: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False
+    run_id: str,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete a run folder."""
     from paraknow.runs import store
@@ -296,4 +302,12 @@ def runs_delete(
     if not yes and not typer.confirm(f"Delete {run.folder} for good?"):
         raise typer.Exit(0)
     store.delete(run)
-    print(f"Run {run.id} is deleted.")
+    _told(as_json, f"Run {run.id} is deleted.", run=run.id)
+
+
+def _told(as_json: bool, sentence: str, **facts: Any) -> None:
+    """What was done, in a sentence or as facts."""
+    if as_json:
+        emit(facts)
+    else:
+        print(sentence)

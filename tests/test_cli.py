@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from paraknow import cli, resources
+from paraknow import config as configs
 from paraknow.runs import store, worker
 from tests.test_bad_input import QUICK
 
@@ -88,6 +89,15 @@ def test_every_command_that_prints_json(printed, config_file, runs):
     recorded = [r["id"] for r in listed if r["recorded"]]
     beside = printed("runs", "compare", *recorded[:2])
     assert {s["setting"] for s in beside["settings"]} >= {"pair.teacher", "method.name"} and beside["results"]
+
+
+def test_what_is_done_to_a_run_is_printed_as_facts(printed, runs, monkeypatch):
+    monkeypatch.setattr("paraknow.runs.queue.ensure_workers", lambda root: None)
+    first, second = (store.create(configs.parse(QUICK)) for _ in range(2))
+    assert printed("runs", "priority", second.id)["place"] == 1
+    assert printed("runs", "cancel", first.id)["state"] == "cancelled"
+    assert printed("runs", "resume", first.id) == {"schema_version": 1, "run": first.id, "state": "queued"}
+    assert printed("runs", "delete", second.id, "--yes")["run"] == second.id and not second.folder.exists()
 
 
 def test_merged_export(config_file, runs, tmp_path, capsys):

@@ -71,6 +71,8 @@ def test_empty_and_unreadable_files(tmp_path):
     with pytest.raises(InputError, match="no train.jsonl"):
         data.load_task(str(tmp_path))
     with pytest.raises(InputError, match="there is no demo task"):
+        data.load_task("demo:" + "x" * 300)  # longer than a name of a file may be
+    with pytest.raises(InputError, match="there is no demo task"):
         data.load_task("demo:peeple")
 
 

@@ -24,11 +24,12 @@ def how_to_read(text: str) -> None:
 
 
 def csv(frame: pd.DataFrame, name: str, key: str, label: str = "Data (CSV)") -> None:
-    """A download of the numbers behind a figure."""
-    data = frame.to_csv(index=False).encode()
+    """A download of the numbers behind a figure, put together when it is pressed; none in a talk."""
+    if talk.stage():
+        return
     st.download_button(
         label,
-        data,
+        lambda: frame.to_csv(index=False).encode(),
         f"{name}.csv",
         "text/csv",
         key=f"csv-{key}",

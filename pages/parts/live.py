@@ -85,8 +85,8 @@ def told_losses(run: Run) -> pd.DataFrame:
     return told.table()
 
 
-def loss_chart(run: Run, active: bool) -> None:
-    """Losses so far; their numbers to take away once the run stands still."""
+def loss_chart(run: Run) -> None:
+    """Losses so far, and their numbers to take away."""
     table = told_losses(run)
     if table.empty:
         st.caption("Losses appear here once fine-tuning has begun.")
@@ -106,8 +106,7 @@ def loss_chart(run: Run, active: bool) -> None:
         "model sees the same batches in the same order. A lower curve says the training set was fitted better, "
         "not that knowledge was transferred."
     )
-    if not active:  # a file made anew every second would be kept by the server every second
-        draw.csv(table, f"{run.id}-losses", "losses")
+    draw.csv(table, f"{run.id}-losses", "losses")
 
 
 def log_end(run: Run) -> None:
@@ -187,7 +186,7 @@ def panel(run: Run | None) -> None:
             status = run.status()
             progress(run, status)
             buttons(run, str(status.get("state")))
-            loss_chart(run, status.get("state") in ACTIVE)
+            loss_chart(run)
             log_end(run)
         rows = queue.waiting()
         queue_list(rows)

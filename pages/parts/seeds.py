@@ -81,7 +81,11 @@ def scores(run: Run, task: str, titles: dict[str, str]) -> None:
     places = [st.container() for _ in sides] if many else st.columns(2)
     for column, model in zip(places, sides, strict=False):
         own = table[(table.model == model) & (table.task == task)]
-        best = own[own.seed == -1].sort_values("score").iloc[-1]
+        summed = own[(own.seed == -1) & own.score.notna()]
+        if summed.empty:
+            column.info(f"No score of {shell.escape(titles[model])} is known.", icon=":material/info:")
+            continue
+        best = summed.loc[summed.score.idxmax()]
         with column:
             draw.plot(
                 neurons.sublayers(own, titles[model]),

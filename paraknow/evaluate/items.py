@@ -74,9 +74,14 @@ def select(
     groups: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Those lines whose prompt, target or answers hold every word of `search` (whatever its case), and that are of the
-    named changes, tasks and groups; nothing named means all. Raises InputError for a change that is none."""
+    named changes, tasks and groups; nothing named means all. Raises InputError for a change that is none, and for a
+    task or group that no item has."""
     if bad := [c for c in changes if c not in CHANGES]:
         raise InputError(f"change {bad[0]!r}: choose of {', '.join(CHANGES)}.")
+    for column, asked in (("task", tasks), ("group", groups)):
+        there = list(dict.fromkeys(found[column].astype(str)))
+        if bad := [a for a in asked if a not in there]:
+            raise InputError(f"{column} {bad[0]!r}: the items are of {', '.join(there) or 'none'}.")
     kept = pd.Series(True, index=found.index)
     for column, wanted in (("change", changes), ("task", tasks), ("group", groups)):
         if wanted:

@@ -49,7 +49,7 @@ def test_equal_shares_that_are_neither_all_nor_none_are_alike():
         ({"search": "nowhere"}, set()),
         ({"changes": ["gained", "both wrong"]}, {0, 2}),
         ({"tasks": ["u"], "changes": ["lost"]}, {4}),
-        ({"groups": ["known"]}, set()),
+        ({"groups": ["all"], "search": "york m0"}, {0, 1, 2, 3, 4}),
     ],
 )
 def test_lines_are_searched_and_filtered(options, docs):
@@ -95,3 +95,9 @@ def test_rank_of_the_right_answer() -> None:
     assert items.rank("a", ["a", "b"], [-1.0, -1.0]) == 1  # a tie counts for it
     assert items.rank("b", ["a", "b"], [-1.0, float("-inf")]) == 2
     assert items.rank("x", ["a", "b"], [-1.0, -2.0]) is None and items.rank("a", ["a"], [float("nan")]) is None
+
+
+@pytest.mark.parametrize("asked", [{"tasks": ["nope"]}, {"groups": ["nope"]}])
+def test_a_task_or_group_that_no_item_has_is_named(asked):
+    with pytest.raises(InputError, match="'nope': the items are of "):
+        items.select(items.lines(table(), "m", "student"), **asked)
