@@ -104,17 +104,19 @@ def one(run: Run) -> None:
     if status.get("error"):
         st.error(shell.sentence(status["error"]))
     for column, (page, label) in zip(
-        st.columns(4),
+        st.columns(6),
         (
             ("overview", "Overview"),
             ("sensitivity", "Sensitivity"),
+            ("similarity", "Similarity"),
             ("transfer", "Transfer"),
             ("benchmarks", "Benchmarks"),
+            ("diagnose", "Diagnose"),
         ),
         strict=True,
     ):
         with column:
-            shell.link(page, f"Open in {label}", run)
+            shell.link(page, label, run, ":material/arrow_forward:")
     a, b, c, d, e = st.columns(5)
     state = status.get("state")
     if a.button(
@@ -172,6 +174,16 @@ def one(run: Run) -> None:
         st.caption("Adapters: none here." if run.read_only else "Adapters: none yet.")
 
 
+def written(value: object) -> str | None:
+    """A setting in words; None where it has no value."""
+    if isinstance(value, dict):
+        own = {k: v for k, v in value.items() if v is not None}
+        return str(own["name"]) if set(own) == {"name"} else ", ".join(f"{k}: {written(v)}" for k, v in own.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(written(v)) for v in value) or "none"
+    return None if value is None else str(value)
+
+
 def two() -> None:
     """Two runs: only the settings that differ, and their results."""
     st.subheader("Compare two runs")
@@ -198,7 +210,7 @@ def two() -> None:
         st.markdown("Their settings are the same.")
     else:
         st.caption("Only the settings that differ")
-        shown = differing.map(lambda v: None if v is None else str(v))
+        shown = differing.map(written)
         st.dataframe(shown, hide_index=True, column_config=DIFFERING, placeholder=shell.MISSING)
     found = compare.across(first, second)
     if found.environment:

@@ -17,11 +17,12 @@ from paraknow.figures.theme import (
     NEUTRAL,
     Style,
     frame,
+    lines,
     plain,
     short,
 )
 
-CARD = 38  # characters of a title's line: figures stand inside a card
+CARD, AXIS = 38, 24  # characters of a line of a title, and of the axis beside the names: figures stand inside a card
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,15 @@ def draw(name: str, numbers: Sequence[dict]) -> go.Figure | None:
 def _beside(table: pd.DataFrame, drawing: Drawing) -> go.Figure:
     """One line per row of the table from top to bottom."""
     names = [c for c in drawing.labels if c in table]
-    lines = [" · ".join(str(row[c]) for c in names if pd.notna(row[c])) for row in table.to_dict("records")]
-    labels = ["<br>".join(plain(t) for t in textwrap.wrap(short(line, 60), 34)) for line in lines]
+    said = [" · ".join(str(row[c]) for c in names if pd.notna(row[c])) for row in table.to_dict("records")]
+    labels = ["<br>".join(plain(t) for t in textwrap.wrap(short(line, 60), 34)) for line in said]
     labels = [label if labels.index(label) == k else f"{label} ({k + 1})" for k, label in enumerate(labels)]
     figure = go.Figure()
     for series in drawing.series:
         _marks(figure, table, series, labels, horizontal=True)
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1.5, "dash": "dot"})
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, showgrid=False)
-    figure.update_xaxes(title=drawing.axis, zeroline=False)
+    figure.update_xaxes(title=lines(drawing.axis, AXIS), zeroline=False)
     return _framed(figure, table, drawing, 150 + 34 * len(labels))
 
 

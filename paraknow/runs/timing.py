@@ -87,8 +87,9 @@ class Times:
         if self.runs:
             by.append(f"{self.runs} earlier run{'s' * (self.runs != 1)} on this device")
         if self.recorded:
-            by.append(f"{self.recorded} recorded on another machine with this kind of device")
-        rests = f"by {' and '.join(by)}"
+            runs = f"{self.recorded} run{'s' * (self.recorded != 1)}"
+            by.append(f"{runs} recorded on another machine with the same kind of device")
+        rests = f"judging by {' and '.join(by)}"
         if whole.low is None:
             lacking = ", ".join(t.stage for t in self.stages if t.low is None)
             return f"Time of a stage ({lacking}) is not known: no earlier run here tells."
