@@ -197,7 +197,7 @@ def cost(config: RunConfig) -> bool:
     c.metric(
         "Seed examples",
         config.locate.seeds,
-        "one backward pass each, in both models",
+        "one pass each, in both models",
         delta_color="off",
         delta_arrow="off",
     )

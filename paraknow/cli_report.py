@@ -49,7 +49,7 @@ def figure(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """A figure of a run as a picture (PNG, SVG, PDF). Some need Kaleido: pip install "paraknow[kaleido]"."""
+    r"""A figure of a run as a picture (PNG, SVG, PDF). Some need Kaleido: pip install "paraknow\[kaleido]"."""
     from paraknow.figures import images
     from paraknow.report import gallery, source
 

@@ -37,6 +37,7 @@ class Serving:
         made = [f"--server.address={self.host}", f"--server.port={self.port}"]
         made += [f"--server.headless={str(headless).lower()}"]
         made += ["--server.showEmailPrompt=false"]  # it would ask for an address, and end where nobody can answer
+        made += ["--logger.hideWelcomeMessage=true"]  # with it goes an advertisement over every page's first line
         if not self.access.shared:
             names = dict.fromkeys(("localhost", LOOPBACK, "::1", self.host))
             made += [f"--server.allowedHosts={name}" for name in names]
@@ -163,4 +164,6 @@ def run(serving: Serving, headless: bool, python: str) -> None:
     script = str(resources.root() / "app.py")
     environment = {**os.environ, access.VARIABLE: serving.access.dump()}
     command = [python, "-m", "streamlit", "run", script, *serving.options(headless)]
+    host = f"[{serving.host}]" if ":" in serving.host else serving.host
+    print(f"ParaKnow is on http://{host}:{serving.port}; Ctrl-C ends it.", flush=True)
     os.execve(python, command, environment)

@@ -190,7 +190,10 @@ def panel(run: Run | None) -> None:
             log_end(run)
         rows = queue.waiting()
         queue_list(rows)
-        if active and not rows:
-            st.rerun()  # all is done: the page around this part changes, and asking stops
+        state, before = run.status().get("state") if run is not None else None, st.session_state.get("t.state")
+        st.session_state["t.state"] = (run.id, state) if run is not None else None
+        changed = before is not None and run is not None and before[0] == run.id and before[1] != state
+        if active and (changed or not rows):
+            st.rerun()  # the page around this part says how the run stands; where all is done, asking stops
 
     st.fragment(draw, run_every=1.0 if active else None)()

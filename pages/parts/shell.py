@@ -137,8 +137,8 @@ def pick_run() -> None:
             state["wrong_run"] = asked[:120]
     if state.get("run") not in ids:
         state.pop("run", None)
-        if ids:
-            state["run"] = ids[0]
+        if ids:  # a widget's value is dropped where a page is changed by code: the address still has it
+            state["run"] = asked if asked in ids else ids[0]
     with st.sidebar:
         if not ids:
             st.caption("No run yet.")

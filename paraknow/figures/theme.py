@@ -43,16 +43,21 @@ CONTROLS = (
     Style("#9A7B4F", "triangle-down-open", "dot"),
     Style("#7B86A0", "cross-open", "dot"),
 )
+OF_CONTROL = dict(zip(("zero", "noise", "random_window", "shuffled_teacher"), CONTROLS, strict=True))
 
 
 def styles(kinds: dict[str, str]) -> dict[str, Style]:
-    """A style per model label; `kinds` maps labels to teacher, student, examined, baseline or control."""
+    """A style per model label; `kinds` maps labels to teacher, student, examined, baseline or control.
+
+    A usual control looks the same in every figure and run; others take their turn.
+    """
     fixed = {"teacher": TEACHER, "student": STUDENT, "examined": EXAMINED}
     counts = {"baseline": 0, "control": 0}
     made = {}
     for label, kind in kinds.items():
-        if kind in fixed:
-            made[label] = fixed[kind]
+        control = label.rpartition("+")[2]
+        if kind in fixed or (kind == "control" and control in OF_CONTROL):
+            made[label] = fixed[kind] if kind in fixed else OF_CONTROL[control]
             continue
         palette = BASELINES if kind == "baseline" else CONTROLS
         made[label] = palette[counts[kind] % len(palette)]

@@ -146,7 +146,7 @@ def _answers(
     candidates = methods.candidates(config)
     seed = config.run_seeds[0] if question.seed is None else question.seed
     if seed not in config.run_seeds:
-        raise InputError(f"seed {seed}: this run has {', '.join(map(str, config.run_seeds))}.")
+        raise InputError(f"seed {seed}: choose of this run's seeds, {', '.join(map(str, config.run_seeds))}.")
     whole = len(candidates) + 2
 
     def said(number: int, label: str, loaded: Loaded, seed: int | None = None, model: Any = None) -> questions.Said:

@@ -87,7 +87,7 @@ def test_a_damaged_adapter_is_named_and_leaves_nothing(run):
 def test_seeds_are_the_runs_own(run):
     found, _ = answering.answer(answers(run, seed=4), run)
     assert all(one.missing for one in found.models[2:])
-    with pytest.raises(InputError, match="seed 5: this run has 3, 4"):
+    with pytest.raises(InputError, match="seed 5: choose of this run's seeds, 3, 4"):
         answering.answer(answers(run, seed=5), run)
 
 
@@ -161,7 +161,7 @@ def test_the_command_line_answers_in_the_foreground(run, capsys):
     for arguments, sentence in (
         ((PROMPT, "--sensitivity"), "answer: it is empty"),
         ((" ",), "prompt: it is empty"),
-        ((PROMPT, "--seed", "9"), "seed 9: this run has 3, 4"),
+        ((PROMPT, "--seed", "9"), "seed 9: choose of this run's seeds, 3, 4"),
         ((PROMPT, "--answer", "a", "--sensitivity", "--seed", "3"), "--sensitivity looks at teacher and student alone"),
     ):
         code, out, error = said(*arguments)
