@@ -105,10 +105,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     found = artifacts.table(folder, name)
     listed = set(artifacts.COLUMNS.get(name, "").split())
     numbers = listed - artifacts.TEXTS - artifacts.LISTS - artifacts.FLAGS if listed else NUMBERS
-    try:
-        return found.assign(**{c: _numbers(found[c]) for c in numbers & {*found}})
-    except TypeError as error:  # of a cell that holds several values
-        raise InputError(f"{name} is damaged: {error}.") from None
+    return found.assign(**{c: _numbers(found[c]) for c in numbers & {*found}})
 
 
 def _numbers(column: pd.Series) -> pd.Series:

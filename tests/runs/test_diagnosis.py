@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from paraknow import cli, config, files, resources
 from paraknow.diagnose import RULES
 from paraknow.errors import InputError
-from paraknow.runs import artifacts, diagnosis, intact, rescore, store
+from paraknow.runs import artifacts, diagnosis, intact, rescore, store, transfer
 from paraknow.runs.store import Run
 
 RECORDED = "20261121-061929-seeking-people-122b"
@@ -76,8 +77,15 @@ def test_values_that_are_no_numbers_are_missing_ones(run: Run) -> None:
     assert found.aligned is not None
     assert found.aligned.teacher_layer.isna().tolist() == found.aligned.kinship.isna().tolist() == [False, True]
     assert not [f for f in diagnosis.diagnose(run) if "are damaged" in f.says]
-    files.write_table(run.path("align", "seeking", "0.parquet"), kept.assign(kinship=[[1.0], [2.0]]))
-    assert "damaged" in diagnosis.evidence(run).missing["aligned"]
+
+
+def test_the_layer_of_every_loss_is_written(run: Run) -> None:
+    session, candidate = SimpleNamespace(run=run), SimpleNamespace(label="semalign")
+    transfer._write_losses(session, candidate, 0, [2.0, 1.0, 3.0], [4, 4, 5])  # type: ignore[arg-type]
+    kept = pd.read_parquet(run.path("tune", "semalign", "0.parquet"))
+    assert kept.to_dict("list") == {"step": [1, 2, 3], "loss": [2.0, 1.0, 3.0], "layer": [4, 4, 5]}
+    transfer._write_losses(session, candidate, 1, [2.0])  # type: ignore[arg-type]
+    assert list(pd.read_parquet(run.path("tune", "semalign", "1.parquet"))) == ["step", "loss"]
 
 
 def test_the_layer_of_every_loss_is_read_where_it_was_written(runs: Path) -> None:
