@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from paraknow.diagnose.evidence import TARGETS, Evidence, points
+from paraknow.diagnose.evidence import TARGETS, Evidence, longer, points, tuned
 from paraknow.diagnose.finding import Finding, NotChecked, Remedy, Rule
 from paraknow.evaluate import statistics
 from paraknow.evaluate.deltas import bits_interval, item_bits
 
+BOTH = 1 - 0.05 / 2  # level of each interval where two measures of the same items are tried
 RESAMPLES = 1000  # of items: ends of intervals are then good to about 1 % of their width
 
 
@@ -49,6 +50,7 @@ def not_read_out(evidence: Evidence) -> list[Finding]:
     """Knowledge that arrived without changing the answer: bits or the rank of the right answer rose, accuracy did not.
 
     Bits: METHODS 4.3, the paired difference to the student. Reciprocal rank: the mean over items, paired bootstrap.
+    A measure that rose counts as the teacher's only where it is above every control's, too.
     """
     asked = _asked(evidence)
     if "candidate_logprobs" not in asked or asked.candidate_logprobs.isna().all():
@@ -56,15 +58,19 @@ def not_read_out(evidence: Evidence) -> list[Finding]:
     asked = asked.assign(
         place=[reciprocal_rank(*v) for v in zip(asked.candidates, asked.candidate_logprobs, asked.target, strict=True)]
     )
-    numbers, hidden, judged = [], [], 0
+    numbers, judged = [], 0
+    own: list[str] = []
+    alike: list[str] = []
+    controls = _controls(evidence)
     seed = evidence.config.seed if evidence.config else 0
     for (task, group), part in asked.groupby(["task", "group"], sort=False):
         sound = part.groupby("doc_id").place.transform(lambda p: p.notna().all())
-        found = _against_student(part[sound.astype(bool)], evidence.examined, seed)
-        if found is None:
+        part = part[sound.astype(bool)]
+        risen = _risen(part, evidence.examined, "student", seed)
+        if risen is None:
             continue
         judged += 1
-        accuracy, bits, rank = found
+        accuracy, (bits, rank) = _accuracy(part, evidence.examined, seed), risen
         numbers += [
             {
                 "on": f"{task}, {group}",
@@ -76,55 +82,85 @@ def not_read_out(evidence: Evidence) -> list[Finding]:
             for name, v in (("accuracy", accuracy), ("bits", bits), ("1 / rank of the right answer", rank))
         ]
         if accuracy[1] <= 0 <= accuracy[2] and (bits[1] > 0 or rank[1] > 0):
-            what = "bits" if bits[1] > 0 else "the rank of the right answer"
-            hidden.append(f"{task}, {str(group).replace('_', ' ')} ({what})")
+            held = [_risen(part, evidence.examined, control, seed) for control in controls]
+            above = [v[1] > 0 and all(h is not None and h[k][1] > 0 for h in held) for k, v in enumerate(risen)]
+            what = "bits" if (above[0] if any(above) else bits[1] > 0) else "the rank of the right answer"
+            (own if any(above) else alike).append(f"{task}, {str(group).replace('_', ' ')} ({what})")
     if not judged:
         raise NotChecked("no item of these groups has candidates among which the right answer stands, for both models.")
-    if not hidden:
+    if not own and not alike:
         return []
-    return [
-        Finding(
-            "note",
-            "Something arrived, but is not read out",
-            (
-                f"The right answer became likelier among its candidates, beyond chance, but is still not the first: "
-                f"{'; '.join(hidden)}. Accuracy alone does not see it. Look whether the controls do the same (bits on "
-                "the Benchmarks page): only what is above them came from the teacher."
-            ),
-            numbers,
-            _louder(evidence),
-        )
-    ]
+    said = (
+        "The right answer became likelier among its candidates, beyond chance, but is still not the first: "
+        f"{'; '.join(own or alike)}. "
+    )
+    if not own:
+        said += "But the controls do the same, as far as these items can tell, so it is not what was moved that helps."
+        return [Finding("note", "Likelier answers, as the controls give them too", said, numbers)]
+    said += (
+        f"So it does not in {', '.join(controls)}, which carry no knowledge of the teacher. Accuracy alone does not "
+        "see it."
+        if controls
+        else "Accuracy alone does not see it. No control but the student itself was held against it."
+    )
+    return [Finding("note", "Something arrived, but is not read out", said, numbers, _louder(evidence))]
+
+
+def _controls(evidence: Evidence) -> list[str]:
+    """Controls that the method is to be above, without `zero`, the student itself, and those that are the method."""
+    named = [f"{evidence.examined}+{name}" for name in (evidence.config.controls if evidence.config else ())]
+    checks = evidence.table("checks")
+    same = set() if checks is None else set(checks.loc[checks.same.eq(True), "model"])
+    there = set(evidence.need("items").model)
+    return [name for name in named if name in there and name not in same]
 
 
 def _louder(evidence: Evidence) -> list[Remedy]:
-    if evidence.config is None or evidence.losses is None or evidence.examined not in set(evidence.losses.label):
+    if evidence.config is None or not tuned(evidence):
         return [Remedy("Let more of the teacher take part: more layers or neurons, or attention too.")]
-    tune = evidence.config.tune
-    made = [Remedy("Tune longer.", {"tune.epochs": min(10000, 2 * tune.epochs)})]
+    made = longer(evidence)
     if isinstance(rank := evidence.config.method.settings().get("rank"), int):
         made.append(Remedy("A larger rank.", {"method.rank": 2 * rank}))
     return made
 
 
-def _against_student(part: pd.DataFrame, examined: str, seed: int) -> tuple[Any, Any, Any] | None:
-    """(difference, lo, hi) to the student in accuracy, bits and 1/rank, on the items both have."""
-    wide = {m: {c: _wide(part, m, c) for c in ("correct", "place")} for m in (examined, "student")}
-    both = wide[examined]["place"].dropna().index.intersection(wide["student"]["place"].dropna().index)
+def _common(part: pd.DataFrame, *models: str) -> tuple[pd.Index, list[pd.DataFrame]]:
+    """Items with a place in all seeds of the models, and the models' places on them, (items, seeds)."""
+    wide = [_wide(part, model, "place").dropna() for model in models]
+    both = wide[0].index
+    for other in wide[1:]:
+        both = both.intersection(other.index)
+    return both, [places.loc[both] for places in wide]
+
+
+def _accuracy(part: pd.DataFrame, examined: str, seed: int) -> tuple[float, float, float]:
+    """(difference, lo, hi) to the student in accuracy, on the items both have."""
+    both, _ = _common(part, examined, "student")
+    ours, theirs = (_wide(part, m, "correct").loc[both].to_numpy(bool).T for m in (examined, "student"))
+    compared = statistics.compare(ours[0] if len(ours) == 1 else ours, theirs[0], seed, RESAMPLES)
+    return compared.delta, compared.lo, compared.hi
+
+
+def _risen(part: pd.DataFrame, examined: str, other: str, seed: int) -> tuple[tuple[float, float, float], ...] | None:
+    """(difference, lo, hi) to another model in bits and in 1/rank, on the items both have; None where there are none.
+    Seeds are paired where both have as many; else the other's mean over them counts."""
+    both, places = _common(part, examined, other)
     if len(both) < 2:
         return None
-    right = [wide[m]["correct"].loc[both].to_numpy(bool).T for m in (examined, "student")]
-    ours, theirs = (r[0] if len(r) == 1 else r for r in right)
-    compared = statistics.compare(ours, theirs, seed, RESAMPLES)
-    gain = (wide[examined]["place"].loc[both].to_numpy().T) - wide["student"]["place"].loc[both].to_numpy().T[:1]
     kept = part[part.doc_id.isin(both)]
-    known = [item_bits(kept[kept.model == m].drop_duplicates(["seed", "doc_id"]), seed) for m in (examined, "student")]
+    known = [item_bits(kept[kept.model == m].drop_duplicates(["seed", "doc_id"]), seed) for m in (examined, other)]
     if known[0] is None or known[1] is None:
         return None
-    more = known[0] - known[1][:1]
-    rank = (float(gain.mean()), *statistics.paired_bootstrap(gain, seed, RESAMPLES))
-    bits = (float(more.mean()), *(bits_interval(more, RESAMPLES, seed) or (float("nan"), float("nan"))))
-    return (compared.delta, compared.lo, compared.hi), bits, rank
+    bits = _less(known[0], known[1])
+    rank = _less(*(p.to_numpy().T for p in places))
+    return (
+        (float(bits.mean()), *(bits_interval(bits, RESAMPLES, seed, BOTH) or (float("nan"), float("nan")))),
+        (float(rank.mean()), *statistics.paired_bootstrap(rank, seed, RESAMPLES, BOTH)),
+    )
+
+
+def _less(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    return np.asarray(ours - (theirs if theirs.shape == ours.shape else theirs.mean(axis=0, keepdims=True)))
 
 
 def seeds_disagree(evidence: Evidence) -> list[Finding]:

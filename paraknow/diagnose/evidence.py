@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,11 @@ class Evidence:
     """A run as its folder holds it; columns and fields: runs/artifacts.py.
 
     config, status, environment: config.yaml, status.json, environment.json. warnings: the sentences of events.jsonl.
-    rows: evaluate/deltas.json. losses: label, seed, step, loss (nats per answer token). aligned: model, seed, layer,
-    kinship, what transport kept of its pairing. reload: adapters/reload.json. Tables: named as their files.
-    ranks: the rank that each model was to have. moves_blocks: whether the examined method moves the located blocks.
+    rows: evaluate/deltas.json. losses: label, seed, step, loss (nats per answer token), and layer where a method trains
+    layer after layer. aligned: model, seed, layer, kinship, what transport kept of its pairing. reload:
+    adapters/reload.json. Tables: named as their files. settings: every model's method settings, its defaults too.
+    ranks: the rank that each model was to have. layerwise: models that are trained layer after layer. moves_blocks:
+    whether the examined method moves the located blocks.
     missing: why something is None, by its field.
     """
 
@@ -48,7 +50,9 @@ class Evidence:
     cka: pd.DataFrame | None = None
     stitching: pd.DataFrame | None = None
     weights: pd.DataFrame | None = None
+    settings: Mapping[str, Mapping[str, Any]] | None = None
     ranks: Mapping[str, int] | None = None
+    layerwise: Collection[str] | None = None
     moves_blocks: bool | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -142,9 +146,37 @@ def line(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def tuned(evidence: Evidence) -> bool:
+    """Whether the examined method has a loss curve: whether anything is trained in it at all."""
+    return evidence.losses is not None and evidence.examined in set(evidence.losses.label)
+
+
+def schedule(evidence: Evidence, name: str) -> tuple[str, Any] | None:
+    """Where `name` of the examined method's training is set, and to what: under method where it trains itself by a
+    setting of its own, else under tune. None where the run's settings are not known."""
+    if evidence.config is None:
+        return None
+    own = (evidence.settings or {}).get(evidence.examined, {}).get(name)
+    checks = evidence.table("checks")
+    after = checks is not None and bool((checks.model.eq(evidence.examined) & checks.tuned.eq(True)).any())
+    if isinstance(own, int | float) and not after:  # else `tune` comes last, and its curve is the one that was kept
+        return f"method.{name}", own
+    return f"tune.{name}", getattr(evidence.config.tune, name)
+
+
 def smaller_steps(evidence: Evidence) -> list[Remedy]:
     """A smaller learning rate than the run's; nothing where its settings are not known."""
-    if evidence.config is None:
-        return []
-    rate = float(f"{evidence.config.tune.learning_rate * SLOWER:.1g}")
-    return [Remedy("A smaller learning rate.", {"tune.learning_rate": rate})]
+    found = schedule(evidence, "learning_rate")
+    return [Remedy("A smaller learning rate.", {found[0]: float(f"{found[1] * SLOWER:.1g}")})] if found else []
+
+
+def larger_steps(evidence: Evidence) -> list[Remedy]:
+    """A larger learning rate than the run's; nothing where its settings are not known."""
+    found = schedule(evidence, "learning_rate")
+    return [Remedy("Larger steps.", {found[0]: min(1.0, 3 * found[1])})] if found else []
+
+
+def longer(evidence: Evidence) -> list[Remedy]:
+    """Twice the run's passes over the examples; nothing where its settings are not known."""
+    found = schedule(evidence, "epochs")
+    return [Remedy("Tune longer.", {found[0]: min(10000, 2 * found[1])})] if found else []

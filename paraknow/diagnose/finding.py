@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from paraknow.diagnose.evidence import Evidence
 
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, ZeroDivisionError, IndexError)
 Severity = Literal["blocking", "warning", "note", "good", "fine", "not checked"]
 ORDER: tuple[str, ...] = get_args(Severity)  # the gravest first
 
@@ -75,11 +76,15 @@ class Rule:
     page: str = ""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
-        """What the rule finds; one entry where that is nothing, or where it could not look."""
+        """What the rule finds; one entry where that is nothing, or where it could not look: tables come from elsewhere
+        too, and values that no run writes must not cost the other rules their say."""
         try:
             found = self.check(evidence) or [Finding("fine", self.asks, self.sound)]
         except NotChecked as reason:
             found = [Finding("not checked", self.asks, str(reason))]
+        except DAMAGED as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            found = [Finding("not checked", self.asks, f"its tables are damaged ({what}).")]
         return [
             replace(finding, rule=self.name, figure=finding.figure or self.figure, page=self.page) for finding in found
         ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paraknow.diagnose.evidence import SLOWER, Evidence, line, number, place, points
+from paraknow.diagnose.evidence import Evidence, line, number, place, points, schedule, smaller_steps, tuned
 from paraknow.diagnose.finding import Finding, NotChecked, Remedy, Rule
 from paraknow.evaluate import words
 
 HALF = 0.5  # of the teacher's lead: where more than this can hide, "nothing arrived" and "half arrived" look the same
+ONLY_STUDENT = "no control but the student itself was held against it."
 MANY_SEEDS = (0, 1, 2)  # three repeats are the fewest that show a spread (statistics.paired_bootstrap: S = 2 cannot)
 
 
@@ -65,8 +66,10 @@ def gain_above_controls(evidence: Evidence) -> list[Finding]:
     gains = [row for row in own if row["delta_ci"][0] > 0]
     wrong = [row for row in gains if row.get("against") and not row.get("claim")]
     if not wrong:
-        if gains:
+        if any(_controls(row) for row in gains):
             return []
+        if gains:
+            raise NotChecked(ONLY_STUDENT)
         return [
             Finding(
                 "warning",
@@ -78,6 +81,19 @@ def gain_above_controls(evidence: Evidence) -> list[Finding]:
                 [line(row) for row in own],
                 _other_ways(evidence),
                 figure="gains",
+            )
+        ]
+    if all(row["group"] == "shown" for row in wrong):
+        return [
+            Finding(
+                "note",
+                "Shown facts were learned by the controls as well",
+                (
+                    f"On {'; '.join(place(row) for row in wrong)} the method is better than the student, but not "
+                    "better than every control: whoever is tuned on these facts learns them. Transfer is what arrives "
+                    "of facts nobody showed."
+                ),
+                _held_against(wrong),
             )
         ]
     return [
@@ -93,6 +109,11 @@ def gain_above_controls(evidence: Evidence) -> list[Finding]:
             _other_ways(evidence),
         )
     ]
+
+
+def _controls(row: Mapping[str, Any]) -> list[str]:
+    """The controls that a row is held against, without `zero`, which is the student itself."""
+    return [held["control"] for held in row.get("against") or () if held.get("control") != "zero"]
 
 
 def _held_against(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -151,7 +172,21 @@ def crossed(evidence: Evidence) -> list[Finding]:
     never = evidence.own(("never_shown",))
     if all(row.get("claim") is None for row in never):
         raise NotChecked("no control ran beside the method, so no gain can be claimed.")
-    there = [row for row in never if row.get("claim") and row["delta_ci"][0] > 0]
+    above = [row for row in never if row.get("claim") and row["delta_ci"][0] > 0]
+    there = [row for row in above if _controls(row)]
+    if above and not there:
+        return [
+            Finding(
+                "note",
+                "Unseen facts are answered, but no control was held against it",
+                (
+                    f"On {'; '.join(place(row) for row in above)} the method is above the student. "
+                    f"{ONLY_STUDENT.capitalize()} Tuning and size alone might do as much."
+                ),
+                _held_against(above),
+                [Remedy("Controls that carry no knowledge.", {"controls": ["zero", "noise"]})],
+            )
+        ]
     if not there:
         return [
             Finding(
@@ -211,7 +246,8 @@ def forgetting(evidence: Evidence) -> list[Finding]:
             other = evidence.row_of(held["control"], row)
             if other is not None and other.get("delta") is not None and other.get("delta_ci"):
                 numbers.append(line(other) | {"gained": other.get("gained"), "lost": other.get("lost")})
-                if held.get("delta_ci") and held["delta_ci"][0] <= 0 <= held["delta_ci"][1]:
+                same = held.get("delta_ci") and held["delta_ci"][0] <= 0 <= held["delta_ci"][1]
+                if same and other["delta_ci"][1] < 0:  # it loses too, measurably
                     alike.append(held["control"])
     why = (
         f" So does the control {alike[0]}, so it is the change as such that harms, not what was moved." if alike else ""
@@ -234,14 +270,14 @@ def forgetting(evidence: Evidence) -> list[Finding]:
 def _gentler(evidence: Evidence) -> list[Remedy]:
     if evidence.config is None:
         return []
-    tune, method = evidence.config.tune, evidence.config.method.settings()
-    if evidence.losses is None or evidence.examined not in set(evidence.losses.label):
+    method = evidence.config.method.settings()
+    if not tuned(evidence):
         if evidence.config.method.name == "transport":
             return [Remedy("Tune the carried layers a little on known text.", {"method.heal": 60})]
         return [Remedy("Move less: fewer layers or neurons.")]
-    made = [Remedy("A smaller learning rate.", {"tune.learning_rate": float(f"{tune.learning_rate * SLOWER:.1g}")})]
-    if tune.epochs > 1:
-        made.append(Remedy("Fewer passes.", {"tune.epochs": max(1, tune.epochs // 2)}))
+    made = smaller_steps(evidence)
+    if (passes := schedule(evidence, "epochs")) and passes[1] > 1:
+        made.append(Remedy("Fewer passes.", {passes[0]: passes[1] // 2}))
     if isinstance(rank := method.get("rank"), int) and rank > 1:
         made.append(Remedy("A smaller rank.", {"method.rank": rank // 2}))
     return made

@@ -8,9 +8,8 @@ import pandas as pd
 from paraknow.diagnose.evidence import Evidence, interval, lines, number
 from paraknow.diagnose.finding import Finding, NotChecked, Remedy, Rule
 
-STRANGERS = (
-    0.5  # mean kinship: kinds of pairs where nothing crossed had 0.24 to 0.34, those where something did 0.67 up
-)
+# Mean kinship: kinds of pairs where nothing crossed had 0.24 to 0.34, those where something did 0.67 up.
+STRANGERS, KIN = 0.345, 0.665
 
 
 def pairs_of(evidence: Evidence) -> pd.DataFrame:
@@ -25,7 +24,8 @@ def pairs_of(evidence: Evidence) -> pd.DataFrame:
         inner = blocks[~blocks.module.isin(("embed", "lm_head"))]
         return inner[names].dropna().drop_duplicates("student_layer").astype(int).sort_values("student_layer")
     stitched = evidence.need("stitching")
-    return stitched.loc[stitched.paired.eq(True), names].astype(int).sort_values("student_layer")
+    own = stitched.loc[stitched.paired.eq(True), names].drop_duplicates("student_layer")
+    return own.astype(int).sort_values("student_layer")
 
 
 def pairs_itself(evidence: Evidence) -> bool:
@@ -39,14 +39,38 @@ def pairs_itself(evidence: Evidence) -> bool:
 
 def strangers(evidence: Evidence) -> list[Finding]:
     """Kinship (METHODS 2.6, pairing `kin`) tells lineage from mere likeness; CKA and R² do not (docs/results.md)."""
-    found = evidence.table("aligned")
-    if found is None or "kinship" not in found or found.kinship.isna().all():
+    settings, found = evidence.need("settings"), evidence.table("aligned")
+    by_kinship = [label for label, own in settings.items() if own.get("pairing") == "kin"]
+    if found is not None and "kinship" in found:  # other pairings keep it too, of layers that are no kin
+        found = found[found.model.isin(by_kinship) & found.kinship.notna()]
+    if found is None or "kinship" not in found or found.empty:
         raise NotChecked("kinship is measured by the method transport with pairing: kin, which did not run.")
     own = found[found.model.eq(evidence.examined)] if (found.model == evidence.examined).any() else found
     own = own[own.model.eq(own.model.iloc[0]) & own.seed.eq(own.seed.iloc[0])]
     mean, low, high = interval(own.kinship)
-    if not mean < STRANGERS:
+    if mean >= KIN:
         return []
+    layers = [
+        {
+            "student layer": int(r.student_layer),
+            "teacher layer": int(r.teacher_layer),
+            "kinship": round(float(r.kinship), 3),
+        }
+        for r in lines(own.dropna(subset=["student_layer", "teacher_layer"]))
+    ]
+    if mean > STRANGERS:
+        return [
+            Finding(
+                "note",
+                "Kinship does not tell what these two models are",
+                (
+                    f"Their attention matrices, matched by vocabulary, agree by {number(mean)} on average over layers "
+                    f"({number(low)} to {number(high)}). That lies between what was measured: strangers 0.24 to 0.34, "
+                    "pairs where knowledge crossed 0.67 and more. Whether it can cross here, it cannot tell."
+                ),
+                layers,
+            )
+        ]
     return [
         Finding(
             "warning",
@@ -57,14 +81,7 @@ def strangers(evidence: Evidence) -> list[Finding]:
                 "trained on from each other 0.83 to 0.94, strangers of any size 0.24 to 0.34. Between such pairs no "
                 "method tried so far moved knowledge that nobody showed the student."
             ),
-            [
-                {
-                    "student layer": int(r.student_layer),
-                    "teacher layer": int(r.teacher_layer),
-                    "kinship": round(float(r.kinship), 3),
-                }
-                for r in lines(own.dropna(subset=["kinship", "student_layer", "teacher_layer"]))
-            ],
+            layers,
             [Remedy("Take a pair of one lineage: a student pruned or distilled from this teacher.")],
         )
     ]

@@ -13,6 +13,8 @@ from paraknow.diagnose.evidence import Evidence, interval, lines, number
 from paraknow.diagnose.finding import Finding, NotChecked, Remedy, Rule
 from paraknow.diagnose.likeness import pairs_itself, pairs_of
 
+MOST_LAYERS = 1000  # of a model; tables from elsewhere may name any number, and each costs memory
+SLIGHT = 0.1  # of a block: an overlap over chance that is surely less shows no choice worth the name
 CHOICES = 5000  # in-order choices of layers gone through one by one; of more, so many are drawn
 
 
@@ -39,6 +41,8 @@ def crossed_depth(evidence: Evidence) -> list[Finding]:
         raise NotChecked("fewer than two layers are paired.")
     own, student = pairs.teacher_layer.to_numpy(), len(pairs)
     layers = _teacher_layers(evidence, own)
+    if layers > MOST_LAYERS or student > MOST_LAYERS:
+        raise NotChecked(f"its tables name layers beyond the first {MOST_LAYERS:,}.")
     if layers < student:
         raise NotChecked("the teacher has fewer layers than the student.")
     apart = float(np.abs(own - diagonal(layers, student)).mean())
@@ -99,7 +103,7 @@ def _teacher_layers(evidence: Evidence, own: np.ndarray) -> int:
     table = evidence.table("stitching")
     found = 0 if table is None else table.teacher_layer.max() + 1
     most = max(int(found), int(own.max()) + 1)
-    return max(most, layers) if isinstance(layers, int) and layers < 10_000 else most
+    return max(most, layers) if isinstance(layers, int) else most
 
 
 def _better_elsewhere(evidence: Evidence, pairs: pd.DataFrame) -> list[tuple[int, int, float, int, float]]:
@@ -139,9 +143,14 @@ def blocks_jump(evidence: Evidence) -> list[Finding]:
     if blocks.empty and layers.empty:
         raise NotChecked("nothing was chosen that two halves of the seeds could disagree on.")
     mean, low, high = interval(blocks.value - blocks.chance)
-    jumping = len(blocks) > 1 and not low > 0
+    jumping = bool(mean <= 0 or (low <= 0 and high < SLIGHT))
     other = layers[layers.value < layers.chance]
     if not jumping and other.empty:
+        if len(blocks) and not low > 0:
+            raise NotChecked(
+                f"too few matrices to tell: their blocks overlap by {number(mean)} more than by chance "
+                f"({number(low)} to {number(high)}, {len(blocks)} matri{'x' if len(blocks) == 1 else 'ces'})."
+            )
         return []
     n = int(halves.n.max()) if halves.n.notna().any() else 0
     said = []
@@ -176,7 +185,7 @@ def blocks_jump(evidence: Evidence) -> list[Finding]:
             (
                 [
                     *([Remedy("More seeds.", {"locate.seeds": 2 * seeds})] if seeds else []),
-                    Remedy("Rows and columns in place of one window.", {"locate.structure": "rows_columns"}),
+                    *_rows_columns(evidence, "Rows and columns in place of one window."),
                 ]
             ),
         )
@@ -233,9 +242,15 @@ def interference(evidence: Evidence) -> list[Finding]:
                 }
                 for m, own in both.groupby("module", sort=False)
             ],
-            ([Remedy("Choose another part of the teacher.", {"locate.structure": "rows_columns"})] if forgot else []),
+            (_rows_columns(evidence, "Choose another part of the teacher.") if forgot else []),
         )
     ]
+
+
+def _rows_columns(evidence: Evidence, text: str) -> list[Remedy]:
+    if evidence.config is not None and evidence.config.locate.structure == "rows_columns":
+        return []
+    return [Remedy(text, {"locate.structure": "rows_columns"})]
 
 
 def _percent(shares: pd.Series) -> str:

@@ -132,7 +132,7 @@ def reloaded(evidence: Evidence) -> list[Finding]:
         for k, v in values.items()
         if not math.isfinite(v) or (isinstance(limits.get(k), int | float) and not v <= limits[k])
     }
-    lacking = _unchecked(evidence, found)
+    lacking = sorted({*_unchecked(evidence, values), *(found.keys() - values.keys())})
     if not wrong and not lacking:
         return []
     numbers = [{"result": k, "largest difference of logits": v, "limit": limits.get(k)} for k, v in values.items()]

@@ -9,19 +9,20 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from paraknow.diagnose.evidence import Evidence, lines, number, smaller_steps
+from paraknow.diagnose.evidence import Evidence, larger_steps, lines, longer, number, smaller_steps, tuned
 from paraknow.diagnose.finding import Finding, NotChecked, Remedy, Rule
 
 LARGE = 1.0  # ‖ΔW‖/‖W‖: from here on the change outweighs the layer. Measured: sibling 0.44, strangers 1.5, noise 1.4
-ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}  # under it, merging rounds the change away
+ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the step from 1 to the next number
 STEPS = 6  # of a loss curve: two in each third are the fewest that have a spread
+Curve = tuple[str, str]  # model, seed
 LATER = "this run was made before it was written down; a new run of the same settings measures it."
 
 
 def start_differs(evidence: Evidence) -> list[Finding]:
     """Fine-tuning must start at the student itself: the first logits against the student's (METHODS 2.1)."""
     checks = _checks(evidence)
-    known = checks[checks.start_difference.notna() & checks.tolerance.notna()]
+    known = checks[checks.tolerance.notna()]  # a difference that is no number is none within it
     if known.empty:
         raise NotChecked("no model of this run starts a fine-tuning, or their starts were not measured.")
     wrong = known[~(known.start_difference <= known.tolerance)]
@@ -81,11 +82,7 @@ def nothing_moved(evidence: Evidence) -> list[Finding]:
                 {"model": r.model, "seed": int(r.seed), "largest difference of logits": float(r.moved)}
                 for r in lines(own)
             ],
-            (
-                [Remedy("Larger steps.", {"tune.learning_rate": min(1.0, 3 * evidence.config.tune.learning_rate)})]
-                if evidence.config is not None and bool(own.tuned.eq(True).any())
-                else []
-            ),
+            (larger_steps(evidence) if bool(own.tuned.eq(True).any()) or tuned(evidence) else []),
         )
     ]
 
@@ -146,18 +143,14 @@ def change_size(evidence: Evidence) -> list[Finding]:
     if len(small):
         made.append(
             Finding(
-                "warning",
-                "The change is too small to stay",
+                "note",
+                "The change is below the weights' rounding",
                 (
-                    f"In {_layers(small.index)} the change is under {floor:.1g} of the weights: merged into them in "
-                    "this type it is rounded away."
+                    f"In {_layers(small.index)} the change is under {floor:.1g} of the weights: in this type merging "
+                    "would round most of it away. What is measured is the adapter beside the weights, which keeps it."
                 ),
                 numbers,
-                (
-                    [Remedy("Larger steps.", {"tune.learning_rate": min(1.0, 3 * evidence.config.tune.learning_rate)})]
-                    if evidence.config
-                    else []
-                ),
+                larger_steps(evidence) if tuned(evidence) else [],
             )
         )
     return made
@@ -169,55 +162,61 @@ def _layers(index: Any) -> str:
 
 
 def _weaker(evidence: Evidence) -> list[Remedy]:
-    tuned = evidence.losses is not None and evidence.examined in set(evidence.losses.label)
-    return smaller_steps(evidence) if tuned else [Remedy("Move less: fewer layers or neurons.")]
+    return smaller_steps(evidence) if tuned(evidence) else [Remedy("Move less: fewer layers or neurons.")]
 
 
 def losses_move(evidence: Evidence) -> list[Finding]:
     """The last third of a loss curve against its first (Welch's interval over steps); NaN; a training that was broken
-    off."""
+    off. Layers trained one after another have a loss each: every layer's steps are a curve, the level divided among
+    them."""
     table = evidence.need("losses")
-    curves, short, made, numbers = list(table.groupby(["label", "seed"], sort=False)), 0, [], []
+    numbers: list[dict[str, Any]] = []
+    worse: dict[Curve, list[int]] = {}  # the layers, where there are some
+    still: dict[Curve, list[int]] = {}
+    fell, unread, short = set(), [], 0
     stopped = _stopped(evidence)
-    worse, still = [], []
-    for (label, seed), own in curves:
-        values = own.sort_values("step").loss.to_numpy(float)
-        name = f"{label}, seed {seed}"
-        if not np.isfinite(values).all():
-            worse.append(name)
+    for (label, seed), own in table.groupby(["label", "seed"], sort=False):
+        curve = str(label), str(seed)
+        if not np.isfinite(own.loss.to_numpy(float)).all():
+            worse[curve] = []
             continue
-        if len(values) < STEPS:
-            short += 1
+        stretches = _stretches(own, curve[0] in (evidence.layerwise or ()))
+        if stretches is None:
+            unread.append(curve)
             continue
-        change, low, high = thirds(values)
-        numbers.append(
-            {
-                "model": label,
-                "seed": str(seed),
-                "steps": len(values),
-                "first": round(float(values[0]), 3),
-                "last": round(float(values[-1]), 3),
-                "change (nats)": round(change, 3),
-                "from": round(low, 3),
-                "to": round(high, 3),
-            }
-        )
-        if low > 0 or name in stopped:
-            worse.append(name)
-        elif high >= 0:
-            still.append(name)
-    worse += [name for name in stopped if name not in worse]
-    if short == len(curves) and not worse:
-        raise NotChecked(f"under {STEPS} optimiser steps show no trend.")
-    examined = evidence.examined
+        for layer, values in stretches:
+            if len(values) < STEPS:
+                short += 1
+                continue
+            change, low, high = thirds(values, 1 - 0.05 / len(stretches))
+            numbers.append(
+                {
+                    "model": label,
+                    "seed": str(seed),
+                    **({} if layer is None else {"layer": layer}),
+                    "steps": len(values),
+                    "first": round(float(values[0]), 3),
+                    "last": round(float(values[-1]), 3),
+                    "change (nats)": round(change, 3),
+                    "from": round(low, 3),
+                    "to": round(high, 3),
+                }
+            )
+            if high < 0:
+                fell.add(curve)
+            else:
+                kind = worse if low > 0 else still
+                kind.setdefault(curve, []).extend([] if layer is None else [layer])
+    worse = {curve: [] for curve in stopped} | worse
+    still = {curve: layers for curve, layers in still.items() if curve not in stopped}
+    made, examined = [], evidence.examined
     if worse:
-        mine = any(name.startswith(f"{examined}, ") for name in worse)
         made.append(
             Finding(
-                ("blocking" if mine else "warning"),
+                ("blocking" if any(label == examined for label, _ in worse) else "warning"),
                 "The loss ran away",
                 (
-                    f"Training made these worse: {', '.join(worse)}. What is measured of them is no fair picture of "
+                    f"Training made these worse: {_named(worse)}. What is measured of them is no fair picture of "
                     "the method."
                 ),
                 numbers,
@@ -225,29 +224,45 @@ def losses_move(evidence: Evidence) -> list[Finding]:
             )
         )
     if still:
-        mine = any(name.startswith(f"{examined}, ") for name in still)
-        rate = min(1.0, 3 * evidence.config.tune.learning_rate) if evidence.config else None
+        nowhere = [label for label, seed in still if (label, seed) not in fell and (label, seed) not in worse]
         made.append(
             Finding(
-                ("warning" if mine else "note"),
+                ("warning" if examined in nowhere else "note"),
                 "The loss did not move",
-                (f"The last third of the steps is not measurably better than the first: {', '.join(still)}."),
+                (f"The last third of the steps is not measurably better than the first: {_named(still)}."),
                 numbers,
-                (
-                    []
-                    if evidence.config is None
-                    else [
-                        Remedy("Larger steps.", {"tune.learning_rate": rate}),
-                        Remedy("Longer.", {"tune.epochs": min(10000, 2 * evidence.config.tune.epochs)}),
-                    ]
-                ),
+                [*larger_steps(evidence), *longer(evidence)],
             )
         )
+    if not made and unread:
+        raise NotChecked(
+            f"{_named({curve: [] for curve in unread})} trained layer after layer, each on a loss of its own, and "
+            "which steps were whose was not written down (yet)."
+        )
+    if not made and short and not fell:
+        raise NotChecked(f"under {STEPS} optimiser steps show no trend.")
     return made
 
 
-def thirds(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of the last third less that of the first, with Welch's 95 % interval over steps."""
+def _stretches(curve: pd.DataFrame, layerwise: bool) -> list[tuple[int | None, np.ndarray]] | None:
+    """The losses of each layer, or of all steps where none is told; None where there should be layers."""
+    ordered = curve.sort_values("step")
+    if layerwise:
+        if "layer" not in ordered or ordered.layer.isna().any():
+            return None
+        parts = ordered.groupby(ordered.layer.astype(int), sort=False)
+        return [(int(str(k)), own.loss.to_numpy(float)) for k, own in parts]
+    return [(None, ordered.loss.to_numpy(float))]
+
+
+def _named(curves: dict[Curve, list[int]]) -> str:
+    """Models and seeds, with the layers that are meant where there are some."""
+    of = {curve: f" ({_layers(layers)})" if layers else "" for curve, layers in curves.items()}
+    return "; ".join(f"{label}, seed {seed}{layers}" for (label, seed), layers in of.items())
+
+
+def thirds(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the last third less that of the first, with Welch's interval over steps."""
     size = len(values) // 3
     first, last = values[:size], values[-size:]
     change = float(last.mean() - first.mean())
@@ -255,17 +270,17 @@ def thirds(values: np.ndarray) -> tuple[float, float, float]:
     if not sum(parts):
         return change, change, change
     freedom = sum(parts) ** 2 / sum(p * p / (size - 1) for p in parts)
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(sum(parts))
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(sum(parts))
     return change, change - half, change + half
 
 
-def _stopped(evidence: Evidence) -> list[str]:
+def _stopped(evidence: Evidence) -> list[Curve]:
     """Models whose training was broken off and put back."""
     checks = evidence.table("checks")
     if checks is None:
         return []
     early = checks[checks.kept_step.notna() & checks.steps.notna() & (checks.kept_step < checks.steps)]
-    return [f"{r.model}, seed {int(r.seed)}" for r in lines(early)]
+    return [(str(r.model), str(int(r.seed))) for r in lines(early)]
 
 
 RULES = (

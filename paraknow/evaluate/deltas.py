@@ -158,15 +158,15 @@ def _detectable(found: statistics.Comparison) -> float | None:
     return statistics.detectable_from(found.lo, found.hi)
 
 
-def bits_interval(bits: np.ndarray | None, resamples: int, seed: int) -> list[float] | None:
-    """95 % interval of mean bits, or of their mean difference, over items (and seeds), (seeds, items) given.
+def bits_interval(bits: np.ndarray | None, resamples: int, seed: int, level: float = 0.95) -> list[float] | None:
+    """Interval of mean bits, or of their mean difference, over items (and seeds), (seeds, items) given.
 
     1/(4n) nats wider on either side for the fitted β, as a share's interval is (audit.share). None without bits, and
     for one item, which has no spread.
     """
     if bits is None or bits.shape[1] < 2:
         return None
-    low, high = statistics.paired_bootstrap(bits, seed, resamples)
+    low, high = statistics.paired_bootstrap(bits, seed, resamples, level)
     fitted = 1 / (4 * bits.shape[1] * np.log(2)) if bits.any() else 0.0
     return [float(low - fitted), float(high + fitted)]
 

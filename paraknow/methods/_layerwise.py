@@ -184,9 +184,11 @@ def _counts(texts: Sequence[Text]) -> tuple[int, int]:
 
 @dataclass
 class Learned:
-    """What training used and came to; kept_step: optimiser steps behind the adapters that stay."""
+    """What training used and came to; loss_layers: the student layer of each loss; kept_step: optimiser steps behind
+    the adapters that stay."""
 
     losses: list[float] = field(default_factory=list)
+    loss_layers: list[int] = field(default_factory=list)
     table: list[dict[str, Any]] = field(default_factory=list)
     examples: int = 0
     steps: int = 0
@@ -252,6 +254,7 @@ def train(aligner: Aligner, texts: Sequence[Text], probe: Sequence[Text], progre
                     batch = [texts[i] for i in order[first : first + settings.batch_size]]
                     loss = _finite_loss(aligner.gradients(layer, batch), moving)
                     done.losses.append(loss)
+                    done.loss_layers.append(layer)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     done.examples += len(batch)

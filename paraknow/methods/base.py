@@ -102,8 +102,9 @@ class Start:
     decoder: values for the method's `decode`, which mixes both models' logits and changes no weights.
 
     examples, steps, trainable: what making it used of its own: examples whose answers it learned from, optimiser
-    steps, parameters trained. `losses` are those steps' losses, `table` rows worth keeping about them. `facts` are
-    numbers worth keeping (residuals, norms).
+    steps, parameters trained. `losses` are those steps' losses, `loss_layers` the student layer each was made on where
+    layers are trained one after another (else empty), `table` rows worth keeping about them. `facts` are numbers worth
+    keeping (residuals, norms).
     """
 
     factors: dict[Place, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -115,6 +116,7 @@ class Start:
     steps: int = 0
     trainable: int = 0
     losses: list[float] = field(default_factory=list)
+    loss_layers: list[int] = field(default_factory=list)
     table: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -125,7 +127,8 @@ class Method:
     needs: in words, for the catalogue. check(teacher, student, settings): refuses, before the first stage and from
     headers alone, a pair or a setting that cannot work; raises InputError naming it and what can be used instead.
     locates: whether it works from what locating found, so that locating counts as its own cost. blocks: whether the
-    located blocks themselves are what it moves.
+    located blocks themselves are what it moves. layerwise: whether it trains layer after layer, each on a loss of its
+    own, so that its losses are one curve per layer.
     holds(teacher, student, settings): numbers that aligning keeps beside both models, for the memory estimate, which
     counts them as float32. copies: whether it works on a copy of the student besides.
     decode(teacher's logits, student's logits, values): the logits of a result that is a decoder.
@@ -144,6 +147,7 @@ class Method:
     needs_clone: bool = False
     locates: bool = False
     blocks: bool = False
+    layerwise: bool = False
     check: Callable[[Checkpoint, Checkpoint, Any], None] | None = None
     holds: Callable[[Checkpoint, Checkpoint, Any], int] | None = None
     copies: bool = False

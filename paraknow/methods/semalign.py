@@ -179,6 +179,7 @@ def _start(align: Align, how: str | None = None, shuffled: bool = False) -> Star
         steps=learned.steps,
         trainable=sum(b.numel() + a.numel() for b, a in factors.values()),
         losses=learned.losses,
+        loss_layers=learned.loss_layers,
         table=learned.table,
     )
 
@@ -209,6 +210,7 @@ METHOD = Method(
     "forward pass of the teacher beside every one of the student",
     start=start,
     settings=SemAlignSettings,
+    layerwise=True,
     check=check,
     holds=holds,
     variants={"random_window": _random, "shuffled_teacher": _shuffled},

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from paraknow import files, methods
@@ -29,6 +30,9 @@ TABLES = {
     "stitching": "similarity/stitching.parquet",
     "weights": "similarity/weights.parquet",
 }
+NUMBERS = frozenset(  # in tables that artifacts.COLUMNS does not list: align/starts.parquet and what models left
+    "seed layer rank norm weight_norm step loss student_layer teacher_layer kinship".split()
+)
 BY_MODEL = re.compile(r"(?:align|tune)/([^/]+)/(-?\d{1,10})\.parquet")
 Found = dict[str, Any]
 
@@ -55,7 +59,9 @@ def evidence(run: Run, ended: bool = False) -> Evidence:
     values["warnings"] = [e["warning"] for e in events if isinstance(e.get("warning"), str)]
     take("losses", _losses, run.folder, events)
     take("aligned", _of_models, run.folder, "align")
+    take("settings", _settings, values.get("config"))
     take("ranks", _ranks, values.get("config"))
+    take("layerwise", _layerwise, values.get("config"))
     take("moves_blocks", _moves_blocks, values.get("config"))
     return Evidence(**values, missing=missing)
 
@@ -88,7 +94,8 @@ def sources(run: Run) -> list[str]:
 
 
 def table(folder: Path, name: str) -> pd.DataFrame:
-    """A table whose columns are there and of their kinds. Raises InputError where it is missing or damaged."""
+    """A table whose columns are there and of their kinds, infinite values as missing ones. Raises InputError where it
+    is missing or damaged."""
     if not (folder / name).is_file():
         raise InputError(f"{name} is not there.")
     try:
@@ -96,8 +103,14 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise InputError(f"{name} is damaged: {' '.join(str(error).split())[:200]}.") from None
     found = artifacts.table(folder, name)
-    numbers = set(artifacts.COLUMNS.get(name, "").split()) - artifacts.TEXTS - artifacts.LISTS - artifacts.FLAGS
-    return found.assign(**{c: pd.to_numeric(found[c], errors="coerce").astype(float) for c in numbers & {*found}})
+    listed = set(artifacts.COLUMNS.get(name, "").split())
+    numbers = listed - artifacts.TEXTS - artifacts.LISTS - artifacts.FLAGS if listed else NUMBERS
+    return found.assign(**{c: _numbers(found[c]) for c in numbers & {*found}})
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """What is no finite number becomes NaN: rules count and compare."""
+    return pd.to_numeric(column, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
 
 
 def _rows(folder: Path) -> list[Found]:
@@ -116,7 +129,7 @@ def _of_models(folder: Path, stage: str) -> pd.DataFrame:
 
 
 def _losses(folder: Path, events: list[Found]) -> pd.DataFrame:
-    """label, seed, step, loss; of models that are not finished from the events."""
+    """label, seed, step, loss, and layer where it was written down; of models that are not finished from the events."""
     told = losses.from_events(events)
     try:
         kept = _of_models(folder, "tune").rename(columns={"model": "label"})
@@ -124,12 +137,19 @@ def _losses(folder: Path, events: list[Found]) -> pd.DataFrame:
         kept = pd.DataFrame(columns=["label", "seed", "step", "loss"])
     if not {"step", "loss"} <= set(kept):
         raise InputError("a table of losses in tune/ lacks its columns step and loss.")
-    kept = kept.assign(seed=kept.seed.astype(str), loss=pd.to_numeric(kept.loss, errors="coerce"))
+    kept = kept.assign(seed=kept.seed.astype(str))
     there = set(zip(kept.label, kept.seed, strict=True))
     told = told[[pair not in there for pair in zip(told.label, told.seed, strict=True)]]
     if kept.empty and told.empty:
         raise InputError("no loss was written down: nothing was fine-tuned, or not yet.")
-    return pd.concat([kept[["label", "seed", "step", "loss"]], told], ignore_index=True) if len(told) else kept
+    return pd.concat([kept, told], ignore_index=True) if len(told) else kept
+
+
+def _settings(config: RunConfig | None) -> dict[str, Found]:
+    """Every model's method settings, by its name."""
+    if config is None:
+        raise InputError("config.yaml cannot be read.")
+    return {c.label: c.settings.model_dump() for c in methods.candidates(config)}
 
 
 def _ranks(config: RunConfig | None) -> dict[str, int]:
@@ -137,6 +157,14 @@ def _ranks(config: RunConfig | None) -> dict[str, int]:
     if config is None:
         raise InputError("config.yaml cannot be read.")
     return {c.label: c.settings.rank for c in methods.candidates(config) if hasattr(c.settings, "rank")}
+
+
+def _layerwise(config: RunConfig | None) -> list[str]:
+    """Models that are trained layer after layer; a control is trained as the method it is one of."""
+    if config is None:
+        raise InputError("config.yaml cannot be read.")
+    made = [(c.label, methods.get(c.control_of) if c.control_of else c.method) for c in methods.candidates(config)]
+    return [label for label, method in made if method.layerwise]
 
 
 def _moves_blocks(config: RunConfig | None) -> bool:

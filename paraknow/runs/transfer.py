@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from paraknow.savepoint import Savepoint
 def stage_align(session: Session, progress: Progress) -> None:
     """Every method's start into align/<model>/<seed>.safetensors, and align/starts.parquet about them.
 
-    Rows that a method keeps about its making go to align/<model>/<seed>.parquet, its losses to tune/.
+    Rows that a method keeps about its making go to align/<model>/<seed>.parquet, its losses to tune/ (step and loss,
+    and the student layer of each step where layers are trained one after another).
     """
     models, jobs = session.models, list(session.jobs())
     for number, (candidate, seed) in enumerate(jobs):
@@ -50,7 +52,7 @@ def stage_align(session: Session, progress: Progress) -> None:
         if start.table:
             files.write_table(session.start_file(candidate, seed).with_suffix(".parquet"), pd.DataFrame(start.table))
         if start.losses:
-            _write_losses(session, candidate, seed, start.losses)
+            _write_losses(session, candidate, seed, start.losses, start.loss_layers)
         notes = {"facts": _plain(start.facts), "same": same, **spent}
         results.save_start(session.start_file(candidate, seed), start, **notes)
         align.savepoint.remove()
@@ -133,8 +135,11 @@ def _same(session: Session, seed: int, start: Start) -> bool:
     )
 
 
-def _write_losses(session: Session, candidate: Candidate, seed: int, losses: list[float]) -> None:
+def _write_losses(
+    session: Session, candidate: Candidate, seed: int, losses: list[float], layers: Sequence[int] = ()
+) -> None:
     frame = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+    frame = frame.assign(layer=list(layers)) if layers else frame
     files.write_table(session.run.path("tune", candidate.label, f"{seed}.parquet"), frame)
 
 

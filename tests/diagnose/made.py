@@ -46,14 +46,21 @@ def rows(**flips: tuple[int, int]) -> list[dict[str, Any]]:
     return made
 
 
-def items(right: float = 0.9, rank: int = 0, other_seed: float | None = None, n: int = N) -> pd.DataFrame:
-    """Items of two seeds: the share of them that the method gets right, and the rank of the right answer elsewhere."""
+def items(
+    right: float = 0.9, rank: int = 0, other_seed: float | None = None, n: int = N, control: int | None = None
+) -> pd.DataFrame:
+    """Items of two seeds: the share of them that the method gets right, and the rank of the right answer elsewhere;
+    `control`: the rank of the right answer in everything the control seeking+noise answers."""
     names, made = [f"c{k}" for k in range(8)], []
-    for model, seed in (("teacher", -1), ("student", -1), ("seeking", 0), ("seeking", 1)):
-        share = {"teacher": 1.0, "student": 0.0}.get(model, right if seed == 0 or other_seed is None else other_seed)
+    beside = () if control is None else (("seeking+noise", 0), ("seeking+noise", 1))
+    for model, seed in (("teacher", -1), ("student", -1), ("seeking", 0), ("seeking", 1), *beside):
+        share = {"teacher": 1.0, "student": 0.0, "seeking+noise": 0.0}.get(
+            model, right if seed == 0 or other_seed is None else other_seed
+        )
         for doc in range(n):
             correct = doc < share * n
-            place = 0 if correct else rank if model == "seeking" else 6
+            place = 0 if correct else {"seeking": rank, "seeking+noise": control}.get(model, 6)
+            assert place is not None
             scores = -np.arange(8.0) + 0.01 * np.sin(doc + np.arange(8))
             order = [*range(1, place + 1), 0, *range(place + 1, 8)]
             held = np.empty(8)
@@ -170,7 +177,9 @@ def sound(**changes: Any) -> Evidence:
         cka=cka(),
         stitching=stitching(),
         weights=weights(),
+        settings={"seeking": {"rank": 8}, "other": {"pairing": "kin"}},
         ranks=dict.fromkeys(TUNED, 8),
+        layerwise=(),
         moves_blocks=True,
     )
     return replace(made, **changes)
