@@ -177,18 +177,17 @@ def plotly(figure: go.Figure) -> str:
 
 
 def _lighter(trace: Any, most: int = 128) -> None:
-    """A matrix drawn on at most `most` cells a side (the largest value of each), once for colour and hover."""
-    z = np.asarray(trace.z, np.float32)
+    """A matrix drawn on at most `most` cells a side: of each the largest colour, and the largest value to hover over."""
+    parts = {name: np.asarray(trace[name]) for name in ("z", "customdata") if trace[name] is not None}
     for axis, (start, step) in enumerate((("y0", "dy"), ("x0", "dx"))):
-        group = -(-z.shape[axis] // most)
+        length = parts["z"].shape[axis]
+        group = -(-length // most)
         if group > 1 and trace[step] is not None:
-            z = np.maximum.reduceat(z, np.arange(0, z.shape[axis], group), axis=axis)
+            firsts = np.arange(0, length, group)
+            parts = {name: np.maximum.reduceat(values, firsts, axis=axis) for name, values in parts.items()}
             trace[start] += (group - 1) / 2 * trace[step]
             trace[step] *= group
-    trace.z = z
-    if trace.customdata is not None:
-        trace.customdata = None
-        trace.hovertemplate = "row %{y:.0f}, column %{x:.0f}<br>log₁₀ |w · ∇| = %{z:.2f}<extra></extra>"
+    trace.update(parts)
 
 
 def as_json(values: Any) -> str:
