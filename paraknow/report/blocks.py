@@ -177,7 +177,7 @@ def plotly(figure: go.Figure) -> str:
 
 
 def _lighter(trace: Any, most: int = 128) -> None:
-    """A matrix drawn on at most `most` cells a side: of each the largest colour, and the largest value to hover over."""
+    """A matrix drawn on at most `most` cells a side: the largest colour and hovered value of each."""
     parts = {name: np.asarray(trace[name]) for name in ("z", "customdata") if trace[name] is not None}
     for axis, (start, step) in enumerate((("y0", "dy"), ("x0", "dx"))):
         length = parts["z"].shape[axis]

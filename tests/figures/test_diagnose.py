@@ -24,7 +24,7 @@ def test_a_finding_s_numbers_are_what_its_figure_draws(k: int) -> None:
         assert figure is None
         return
     drawing = diagnose.DRAWINGS[found.figure]
-    assert figure is not None and figure.layout.title.text == drawing.title
+    assert figure is not None and figure.layout.title.text.replace("<br>", " ") == drawing.title
     marks = figure.data[0]
     held = list(marks.x if drawing.across is None else marks.y)
     assert held == [row[drawing.series[0].column] for row in found.numbers]
