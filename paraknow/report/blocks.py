@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -23,6 +24,7 @@ TAGS = frozenset(
 )
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 MISSING = "–"
+MARKUP = 500  # bytes around a figure in the page
 PLAIN = ("stroke", "transparent")  # an outline that nobody sees, on every cell of a map
 NEEDLESS = ("role", "aria-roledescription", "aria-hidden", "aria-label", "pointer-events", "class")
 
@@ -158,7 +160,8 @@ class Canvas:
             done.json, done.height = plotly(made), int(made.layout.height or 400)
         else:
             done.svg = drawing(images.svg(images.spec(made, ink="currentColor")), f"f{self.drawn}")
-        size = len(done.json.encode()) + len(done.svg.encode())
+        told = html.escape("".join((done.name, done.title, done.alt, done.read)))
+        size = MARKUP + sum(len(text.encode()) for text in (done.json, done.svg, told))
         if size > self.room:
             self.left_out.append(picture.name)
             return None

@@ -16,6 +16,7 @@ from paraknow import files
 from paraknow.cli import main
 from paraknow.errors import InputError
 from paraknow.report import blocks, gallery, page, source
+from paraknow.report.picture import Picture
 from paraknow.runs import store
 from tests.report import deep
 from tests.runs import packed
@@ -90,6 +91,24 @@ def test_what_has_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert re.search(
         r"figures are not in this file, which would grow too large: .*accuracy\.demo-people\.shown", words(text)
     )
+
+
+def test_long_texts_and_tables_take_the_place_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = packed.finished(tmp_path)
+    whole = len(page.compose([source.Source(run)]).encode())
+    monkeypatch.setattr(page, "LARGEST", whole + 10**5)
+    monkeypatch.setattr(page, "TABLES", 0)  # as if more had been written than was set aside for it
+    files.write_json(run.path("diagnose.json"), {"findings": [{"title": "t", "says": "x" * 110_000}]})
+    text = page.compose([source.Source(run)])
+    assert len(text.encode()) <= page.LARGEST and "figures are not in this file" in words(text)
+
+
+def test_the_words_of_a_figure_take_room_too() -> None:
+    import plotly.graph_objects as go
+
+    said = "<" * 1000  # four bytes each in the page
+    canvas = blocks.Canvas(4000)
+    assert canvas.figure(Picture("a", "", "t", go.Figure, said, "", "")) is None and canvas.left_out == ["a"]
 
 
 def test_a_comparison_says_only_what_differs(tmp_path: Path) -> None:
