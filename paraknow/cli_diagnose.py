@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,6 +17,7 @@ def diagnose(
 ) -> None:
     """What went well in a run, what is in the way of believing it, and what to try. Nothing is written."""
     from paraknow.diagnose import headline
+    from paraknow.diagnose.finding import command
     from paraknow.runs import diagnosis, store
 
     run = store.find(run_id)
@@ -34,14 +33,8 @@ def diagnose(
             for remedy in finding.remedies:
                 print(plain(f"  try: {remedy.text}"))
                 if remedy.changes:
-                    print(plain(f"       paraknow run --like {run.id}{_settings(remedy.changes)}"))
+                    print(plain(f"       {command(run.id, remedy.changes)}"))
             print()
     for severity, title in (("fine", "Checked and fine"), ("not checked", "Not checked")):
         rows = [{"question": f.title, "answer": f.says} for f in found if f.severity == severity]
         table(rows, title)
-
-
-def _settings(changes: dict[str, Any]) -> str:
-    """Changes as a shell takes them; JSON is YAML too."""
-    pairs = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changes.items())
-    return "".join(f" --set {shlex.quote(pair)}" for pair in pairs)

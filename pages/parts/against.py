@@ -91,7 +91,9 @@ def maps(run: Run, both: pd.DataFrame, one: str, other: str, titles: dict[str, s
         alt = f"Share of the summed sensitivity of {titles[model]} for {task}, by layer and matrix."
         draw.chart(chart, alt, f"s.tasks.map.{task}", place)
     apart = differences[model]
-    chart = taskmaps.difference_map(apart, one, other, taskmaps.bound(*differences.values()), titles[model])
+    note = f"orange: more in {short(one, 24)}; blue: in {short(other, 24)}"
+    limit, sides = taskmaps.bound(*differences.values()), {"one": one, "other": other}
+    chart = taskmaps.difference_map(apart, sides, limit, titles[model], "Difference of the shares", note)
     most = apart.loc[apart.difference.abs().idxmax()] if apart.difference.notna().any() else None
     alt = f"Share for {one} minus share for {other}."
     if most is not None:

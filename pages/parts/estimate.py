@@ -102,7 +102,13 @@ def time(place: Any, found: Estimate) -> None:
     if found.times is None:
         return
     whole = found.times.whole
-    value = "not known" if whole.low is None else f"over {duration(whole.low)}" if whole.likely is None else f"about {duration(whole.likely)}"
+    value = (
+        "not known"
+        if whole.low is None
+        else f"over {duration(whole.low)}"
+        if whole.likely is None
+        else f"about {duration(whole.likely)}"
+    )
     range_ = f"{duration(whole.low)} to {duration(whole.high)}" if whole.high is not None else None
     place.metric("Time", value, range_, delta_color="off", delta_arrow="off")
     st.caption(shell.sentence(found.times.words))

@@ -9,7 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import asking, draw, shell
-from paraknow.figures import heatmaps, prompts
+from paraknow.figures import heatmaps, prompts, taskmaps
+from paraknow.figures.theme import short
 from paraknow.runs import questions
 from paraknow.runs.store import Run
 
@@ -82,7 +83,7 @@ def _drawn(
         "there is no interval). Both maps share one logarithmic colour range."
     )
     table = prompts.differences(cells, whole)
-    limit = float(table.difference.abs().max()) if len(table) else 0.0
+    sides = {"prompt": "this prompt", "task": task}
     for column, model in zip(st.columns(2), sides, strict=False):
         own = table[table.model == model]
         if own.empty:
@@ -91,7 +92,10 @@ def _drawn(
         alt = (
             f"{titles[model]}: {prompts.WHAT}; most apart in {top.module} of layer {top.layer}: {top.difference:+.1%}."
         )
-        draw.chart(prompts.difference_map(own, limit, titles[model]), alt, f"s.own.difference.{model}", column)
+        title = f"{short(titles[model], 34)}: {prompts.WHAT}"
+        note = f"{prompts.NOTE}, against {short(task, 24)}"
+        chart = taskmaps.difference_map(own, sides, taskmaps.bound(table), titles[model], title, note, True)
+        draw.chart(chart, alt, f"s.own.difference.{model}", column)
     draw.how_to_read(
         f"Orange: the answer to this prompt depends more on the matrix than those of {shell.escape(task)} do "
         "(its seed examples, together); blue: less; white: as much. One prompt always differs a little from many."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,6 +27,12 @@ class Remedy:
 
     text: str
     changes: dict[str, Any] = field(default_factory=dict)
+
+
+def command(run_id: str, changes: dict[str, Any]) -> str:
+    """The command line that makes a run like this one with `changes`, as a shell takes it; JSON is YAML too."""
+    pairs = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changes.items())
+    return f"paraknow run --like {run_id}" + "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
 
 
 @dataclass(frozen=True)

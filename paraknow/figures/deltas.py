@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import MISSING, NEUTRAL, Style, distinct, frame, plain, short, signed, styles
+from paraknow.figures.theme import MISSING, NEUTRAL, Style, bars, distinct, frame, plain, short, signed, styles
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,9 @@ def _mark(
             x=1.01, xref="paper", xanchor="left", y=label, text=text, showarrow=False, font={"size": 11.5}
         )
     known = value == value
+    interval = bars([value], [low], [high])
+    if interval:
+        interval |= {"color": style.color, "thickness": max(2, size // 5), "width": max(4, size // 2)}
     figure.add_trace(
         go.Scatter(
             x=[value] if known else [None],
@@ -148,15 +151,7 @@ def _mark(
                 "size": size,
                 "line": {"width": 2, "color": style.color},
             },
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [high - value if known and high == high else 0],
-                "arrayminus": [value - low if known and low == low else 0],
-                "color": style.color,
-                "thickness": max(2, size // 5),
-                "width": max(4, size // 2),
-            },
+            error_x=interval,
             hovertemplate=f"<b>{label if written else plain(line.title)}</b><br>{text}<extra></extra>",
         )
     )

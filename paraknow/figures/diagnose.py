@@ -16,6 +16,7 @@ from paraknow.figures.theme import (
     MISSING,
     NEUTRAL,
     Style,
+    bars,
     frame,
     lines,
     plain,
@@ -202,16 +203,9 @@ def _marks(
     values = pd.to_numeric(table[series.column], errors="coerce")
     error = None
     if series.low in table and series.high in table:
-        ends = [pd.to_numeric(table[c], errors="coerce") for c in (series.high, series.low)]
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": (ends[0] - values).clip(lower=0).fillna(0).tolist(),
-            "arrayminus": (values - ends[1]).clip(lower=0).fillna(0).tolist(),
-            "color": series.style.color,
-            "thickness": 2,
-            "width": 4,
-        }
+        error = bars(values, *(pd.to_numeric(table[c], errors="coerce") for c in (series.low, series.high)))
+    if error:
+        error |= {"color": series.style.color, "thickness": 2, "width": 4}
     held = [v if pd.notna(v) else None for v in values]
     x, y = (held, places) if horizontal else (places, held)
     figure.add_trace(

@@ -18,6 +18,7 @@ from paraknow.figures.theme import (
     STUDENT,
     TEACHER,
     Style,
+    bars,
     frame,
     plain,
     short,
@@ -254,8 +255,10 @@ def _marks(
     """One model's marks over rungs with intervals; what lies outside the range is an arrow with its number."""
     ys, sides = _inside(own.share.tolist(), span, level)
     clip = lambda v: min(max(v, span[0]), span[1])  # noqa: E731
-    up = [clip(h) - y if y is not None and h == h and not s else 0 for y, h, s in zip(ys, own.hi, sides, strict=True)]
-    down = [y - clip(v) if y is not None and v == v and not s else 0 for y, v, s in zip(ys, own.lo, sides, strict=True)]
+    ends = ([None if s else clip(v) for v, s in zip(own[c], sides, strict=True)] for c in ("lo", "hi"))
+    within = bars(ys, *ends)
+    if within:
+        within |= {"color": style.color, "thickness": 2 if opacity == 1 else 1, "width": 4 if opacity == 1 else 2}
     arrows = {-1: "arrow-down-open" if opacity < 1 else "arrow-down", 1: "arrow-up", 0: style.symbol}
     said = [f"{plain(r.model)} on {plain(r.rung)}: {number(r.share, r.lo, r.hi)}" for r in _lines(own)]
     figure.add_trace(
@@ -275,15 +278,7 @@ def _marks(
                 "opacity": opacity,
                 "line": {"width": 1.5, "color": style.color},
             },
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": up,
-                "arrayminus": down,
-                "color": style.color,
-                "thickness": 2 if opacity == 1 else 1,
-                "width": 4 if opacity == 1 else 2,
-            },
+            error_y=within,
             customdata=said,
             hovertemplate="%{customdata}<extra></extra>",
         )

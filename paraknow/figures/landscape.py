@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from paraknow.figures.ladder import number, ordered, rung_styles
-from paraknow.figures.theme import MISSING, NEUTRAL, Style, frame, plain
+from paraknow.figures.theme import MISSING, NEUTRAL, Style, bars, frame, plain
 
 UNKNOWN = "lineage not known"
 OF_KIND = {"baseline": "circle-open-dot", "control": "x-thin-open", "known answer": "star"}
@@ -75,16 +75,9 @@ def _marks(
     }
     if symbol.endswith("-open"):
         marker["line"]["color"] = style.color
-    bars = None
-    if own and part[f"{y}_lo"].notna().any():
-        bars = {
-            "type": "data",
-            "symmetric": False,
-            "array": (part[f"{y}_hi"] - part[y]).fillna(0).tolist(),
-            "arrayminus": (part[y] - part[f"{y}_lo"]).fillna(0).tolist(),
-            "thickness": 1.5,
-            "width": 3,
-        }
+    interval = bars(part[y], part[f"{y}_lo"], part[f"{y}_hi"]) if own else None
+    if interval:
+        interval |= {"thickness": 1.5, "width": 3}
     where = plain(lineage)
     figure.add_trace(
         go.Scatter(
@@ -93,7 +86,7 @@ def _marks(
             mode="markers",
             name=f"{'run here: ' if own else ''}{where}{'' if kind == 'examined' else f', {kind}'}",
             marker=marker,
-            error_y=bars,
+            error_y=interval,
             # Streamlit hands back a point's customdata: the run that a click opens.
             customdata=[[str(r.run) if own else "", str(r.model)] for r in part.itertuples()],
             text=[_said(r, x, y) for r in part.itertuples()],

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from paraknow.figures.theme import NEUTRAL, frame, plain, short, sparse
+from paraknow.figures.theme import NEUTRAL, bars, frame, plain, short, sparse
 
 CHOSEN = "#2F7FC1"
 
@@ -27,6 +27,9 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
     """
     table = table.merge(spread, on="layer", how="left").sort_values("layer")
     feeds, step = table.student_layer, sparse(len(table))
+    within = bars(table.score, table.score - 1.96 * table.se, table.score + 1.96 * table.se)
+    if within:
+        within |= {"thickness": 1.5, "width": 4, "color": NEUTRAL}
     figure = go.Figure(
         go.Bar(
             y=table.layer.tolist(),
@@ -36,13 +39,7 @@ def scores(table: pd.DataFrame, spread: pd.DataFrame, teacher: str, student: str
                 "color": [CHOSEN if c else "rgba(124,135,148,0.25)" for c in table.chosen],
                 "line": {"color": [CHOSEN if c else NEUTRAL for c in table.chosen], "width": 1},
             },
-            error_x={
-                "type": "data",
-                "array": (1.96 * table.se).fillna(0).tolist(),
-                "thickness": 1.5,
-                "width": 4,
-                "color": NEUTRAL,
-            },
+            error_x=within,
             customdata=["not chosen" if pd.isna(fed) else f"feeds layer {int(fed)}" for fed in feeds],
             hovertemplate="layer %{y}: %{x:.4g}, %{customdata}<extra></extra>",
         )

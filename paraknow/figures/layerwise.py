@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from paraknow.config import MODULES as MATRICES
 from paraknow.figures.similarity import MODULES, NULLS
-from paraknow.figures.theme import EXPECTED, NEUTRAL, TEACHER, frame, plain, short, sparse
+from paraknow.figures.theme import EXPECTED, NEUTRAL, TEACHER, bars, frame, plain, short, sparse
 from paraknow.figures.weights import SOURCES
 
 ACROSS = 5  # panels in a row
@@ -96,19 +96,13 @@ def nearest_chart(found: pd.DataFrame, of: str, names: dict[str, str], module: s
     known = found[found.match.notna()].reset_index(drop=True)
     figure = go.Figure()
     second, size = known[known.second.notna()], 10 if len(known) <= 24 else 6
-    bars = {
-        "type": "data",
-        "symmetric": False,
-        "array": (known.hi - known.cka).fillna(0).tolist(),
-        "arrayminus": (known.cka - known.lo).fillna(0).tolist(),
-        "thickness": 2,
-        "width": 4,
-        "color": TEACHER.color,
-    }
+    within = bars(known.cka, known.lo, known.hi)
+    if within:
+        within |= {"thickness": 2, "width": 4, "color": TEACHER.color}
     series = (
         (known, "held", NULLS[held], "square-open", NEUTRAL, None),
         (second, "second_cka", "second best", "circle-open", NEUTRAL, None),
-        (known, "cka", "the most alike", "diamond", TEACHER.color, bars),
+        (known, "cka", "the most alike", "diamond", TEACHER.color, within),
     )
     for part, column, name, symbol, color, interval in series:
         figure.add_trace(
@@ -147,16 +141,15 @@ def stitched(row: pd.Series, names: dict[str, str]) -> go.Figure:
         ("R²", row.r2, row.lo, row.hi, "diamond", TEACHER.color),
         ("shuffled rows", row["null"], None, None, "x-thin-open", NEUTRAL),
     ):
-        bars = None
-        if pd.notna(low) and pd.notna(high) and pd.notna(value):
-            bars = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
-            bars |= {"thickness": 2, "width": 6, "color": color}
+        within = bars([value], [low], [high])
+        if within:
+            within |= {"thickness": 2, "width": 6, "color": color}
         figure.add_trace(
             go.Scatter(
                 x=[None if pd.isna(value) else value],
                 y=[name],
                 mode="markers",
-                error_x=bars,
+                error_x=within,
                 marker={"symbol": symbol, "size": 13, "color": color, "line": {"width": 2.5, "color": color}},
                 hovertemplate=f"{name}: %{{x:.3f}}<extra></extra>",
             )

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from paraknow.figures.ladder import number, ordered, rung_styles
-from paraknow.figures.theme import MISSING, NEUTRAL, Style, frame, plain, signed
+from paraknow.figures.theme import MISSING, NEUTRAL, Style, bars, frame, plain, signed
 
 PREDICTORS = {
     "kinship": ("Kinship", "kinship of paired layers"),
@@ -117,6 +117,9 @@ def dose(found: pd.DataFrame) -> go.Figure:
             if own.empty:
                 continue
             style = look.get(rung, Style(NEUTRAL, "x"))
+            within = bars(own.share, own.lo, own.hi)
+            if within:
+                within |= {"thickness": 2, "width": 4}
             figure.add_trace(
                 go.Scatter(
                     x=own.neurons.tolist(),
@@ -125,14 +128,7 @@ def dose(found: pd.DataFrame) -> go.Figure:
                     mode="lines+markers",
                     line={"color": style.color, "dash": dashes[every.index(series) % len(dashes)], "width": 2},
                     marker={"symbol": style.symbol, "size": 10},
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": (own.hi - own.share).fillna(0).tolist(),
-                        "arrayminus": (own.share - own.lo).fillna(0).tolist(),
-                        "thickness": 2,
-                        "width": 4,
-                    },
+                    error_y=within,
                     customdata=[number(r.share, r.lo, r.hi) for r in own.itertuples()],
                     hovertemplate=f"{plain(series)} on {plain(rung)}<br>%{{x}} neurons: %{{customdata}}<extra></extra>",
                 )

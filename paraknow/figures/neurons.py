@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from paraknow.config import MODULES
-from paraknow.figures.theme import EXPECTED, NEUTRAL, frame, plain, short, side_by_side
+from paraknow.figures.theme import EXPECTED, NEUTRAL, bars, frame, plain, short, side_by_side
 
 KINDS = {"attention": ("attention", "#2F7FC1", ""), "ffn": ("FFN", "#C96F00", "/")}
 MANY = 16  # layers from which a chart needs the page's whole width
@@ -26,14 +26,17 @@ def sublayers(table: pd.DataFrame, model: str) -> go.Figure:
     for kind, (name, color, pattern) in KINDS.items():
         own = whole[whole.kind == kind].sort_values("layer")
         spread = seeds[seeds.kind == kind].groupby("layer").score.std(ddof=1) * np.sqrt(n)
-        error = (1.96 * spread.reindex(own.layer)).fillna(0).tolist()
+        half = 1.96 * spread.reindex(own.layer).to_numpy()
+        within = bars(own.score, own.score - half, own.score + half)
+        if within:
+            within |= {"thickness": 1.5, "width": 4, "color": NEUTRAL}
         figure.add_trace(
             go.Bar(
                 x=own.layer.tolist(),
                 y=own.score.tolist(),
                 name=name,
                 marker={"color": color, "pattern": {"shape": pattern}},
-                error_y={"type": "data", "array": error, "thickness": 1.5, "width": 4, "color": NEUTRAL},
+                error_y=within,
                 offsetgroup=kind,
                 hovertemplate=f"{name} of layer %{{x}}: %{{y:.4g}} nats<extra></extra>",
             )

@@ -13,6 +13,7 @@ from paraknow.figures.theme import (
     NEUTRAL,
     STUDENT,
     TEACHER,
+    bars,
     frame,
     plain,
     short,
@@ -140,16 +141,15 @@ def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
     ]
     figure = go.Figure()
     for name, value, low, high, symbol, color in lines:
-        bars = None
-        if low is not None and pd.notna(low) and pd.notna(value):
-            bars = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
-            bars |= {"thickness": 2, "width": 6, "color": color}
+        within = bars([value], [low], [high])
+        if within:
+            within |= {"thickness": 2, "width": 6, "color": color}
         figure.add_trace(
             go.Scatter(
                 x=[value if pd.notna(value) else None],
                 y=[name],
                 mode="markers",
-                error_x=bars,
+                error_x=within,
                 marker={"symbol": symbol, "size": 13, "color": color, "line": {"width": 2.5, "color": color}},
                 hovertemplate=f"{name}: %{{x:.3f}}<extra></extra>",
             )
@@ -200,10 +200,11 @@ def stitched_pairs(table: pd.DataFrame, names: dict[str, str]) -> go.Figure:
     own = table[table.paired].sort_values("student_layer")
     labels = [f"{t} → {s}" for t, s in zip(own.teacher_layer, own.student_layer, strict=True)]
     figure = go.Figure()
-    bars = {"type": "data", "symmetric": False, "thickness": 2, "width": 5, "color": TEACHER.color}
-    bars |= {"array": (own.hi - own.r2).tolist(), "arrayminus": (own.r2 - own.lo).tolist()}
+    within = bars(own.r2, own.lo, own.hi)
+    if within:
+        within |= {"thickness": 2, "width": 5, "color": TEACHER.color}
     marks = (
-        ("paired layers", own.r2, "diamond", TEACHER.color, bars),
+        ("paired layers", own.r2, "diamond", TEACHER.color, within),
         ("shuffled", own["null"], "x-thin-open", NEUTRAL, None),
     )
     for name, values, symbol, color, interval in marks:

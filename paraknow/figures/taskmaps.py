@@ -12,6 +12,8 @@ from paraknow.figures.heatmaps import axes, row_height
 from paraknow.figures.similarity import DIVERGING
 from paraknow.figures.theme import EXPECTED, NEUTRAL, frame, plain, short, titled
 
+INK = "#10151C"
+SIGN = 10  # pixels of a row that holds a sign
 TOP = 0.1  # of the cells or neurons: those held against each other
 
 
@@ -33,32 +35,39 @@ def bound(*tables: pd.DataFrame) -> float:
     return max([1e-3, *values])
 
 
-def difference_map(table: pd.DataFrame, one: str, other: str, limit: float, model: str) -> alt.Chart:
-    """`difference` as a map that diverges at 0: orange where the first task leans on a matrix more, blue the second."""
+def difference_map(
+    table: pd.DataFrame, sides: dict[str, str], limit: float, model: str, title: str, note: str, signs: bool = False
+) -> alt.LayerChart:
+    """`difference` by layer and module as colours that diverge at 0 and end at ± `limit`: orange above 0, blue below.
+
+    `sides`: the two columns of shares that it was taken from, and what each is called. `signs`: a + or − in each cell
+    beyond a tenth of the limit, where rows are high enough for one. `note` stands under the title.
+    """
+    height = row_height(table)
     scale = alt.Scale(domain=[-limit, 0, limit], range=[DIVERGING[0], DIVERGING[2], DIVERGING[4]], clamp=True)
     legend = alt.Legend(
         orient="bottom", direction="horizontal", gradientLength=220, format="+.1%", values=[-limit, 0, limit]
     )
-    return (
-        alt.Chart(table.assign(shown=table.difference.clip(-limit, limit)))
-        .mark_rect()
-        .encode(
-            **axes(table, model),
-            color=alt.Color("shown:Q", title=None, scale=scale, legend=legend),
-            tooltip=[
-                alt.Tooltip("layer:O", title="layer"),
-                alt.Tooltip("module:N", title="matrix"),
-                alt.Tooltip("one:Q", title=f"share, {short(one, 24)}", format=".1%"),
-                alt.Tooltip("other:Q", title=f"share, {short(other, 24)}", format=".1%"),
-                alt.Tooltip("difference:Q", title="difference", format="+.2%"),
-            ],
-        )
-        .properties(
-            title=titled("Difference of the shares", f"orange: more in {short(one, 24)}; blue: in {short(other, 24)}"),
-            height=alt.Step(row_height(table)),
-        )
-        .configure_view(strokeWidth=0)
+    beyond = table.difference.abs() > limit / 10
+    sign = table.difference.map(lambda d: "+" if d > 0 else "−").where(beyond, "")
+    base = alt.Chart(table.assign(shown=table.difference.clip(-limit, limit), sign=sign)).encode(**axes(table, model))
+    cells = base.mark_rect().encode(
+        color=alt.Color("shown:Q", title=None, scale=scale, legend=legend),
+        tooltip=[
+            alt.Tooltip("layer:O", title="layer"),
+            alt.Tooltip("module:N", title="matrix"),
+            *(
+                alt.Tooltip(f"{column}:Q", title=f"share, {short(name, 24)}", format=".2%")
+                for column, name in sides.items()
+            ),
+            alt.Tooltip("difference:Q", title="difference", format="+.2%"),
+        ],
     )
+    marks = (
+        [base.mark_text(color=INK, fontSize=min(14, height)).encode(text="sign:N")] if signs and height >= SIGN else []
+    )
+    chart = alt.layer(cells, *marks)
+    return chart.properties(title=titled(title, note), height=alt.Step(height)).configure_view(strokeWidth=0)
 
 
 def in_common(one: np.ndarray, other: np.ndarray, top: float = TOP) -> dict[str, float]:

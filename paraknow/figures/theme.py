@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
+import numpy as np
 import plotly.graph_objects as go
 
 LIGHT, DARK = "#FFFFFF", "#10151C"  # page backgrounds, as in .streamlit/config.toml
@@ -138,6 +139,20 @@ def signed(value: float, digits: int = 2) -> str:
     """A number with its sign and a real minus; what rounds to zero has no sign."""
     rounded = round(value, digits)
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def bars(values: Any, lows: Any, highs: Any) -> dict[str, Any] | None:
+    """Plotly's error bars of marks at `values` (n,) from `lows` to `highs`; None where there is no interval.
+
+    Where an end is missing there is no bar. The lengths stay arrays: in a list, a missing one would reach the browser
+    as null, which Plotly draws as a bar of length 0 with its caps.
+    """
+    at, low, high = (np.asarray([np.nan if v is None else v for v in x], float) for x in (values, lows, highs))
+    known = np.isfinite(at + low + high)
+    if not known.any():
+        return None
+    above, below = (np.where(known, np.maximum(length, 0), np.nan) for length in (high - at, at - low))
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def side_by_side(layers: Iterable[Any], width: float) -> dict[Any, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -23,6 +24,7 @@ TAGS = frozenset(
 )
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 MISSING = "–"
+MARKUP = 500  # bytes around a figure in the page
 PLAIN = ("stroke", "transparent")  # an outline that nobody sees, on every cell of a map
 NEEDLESS = ("role", "aria-roledescription", "aria-hidden", "aria-label", "pointer-events", "class")
 
@@ -158,7 +160,8 @@ class Canvas:
             done.json, done.height = plotly(made), int(made.layout.height or 400)
         else:
             done.svg = drawing(images.svg(images.spec(made, ink="currentColor")), f"f{self.drawn}")
-        size = len(done.json.encode()) + len(done.svg.encode())
+        told = html.escape("".join((done.name, done.title, done.alt, done.read)))
+        size = MARKUP + sum(len(text.encode()) for text in (done.json, done.svg, told))
         if size > self.room:
             self.left_out.append(picture.name)
             return None
@@ -177,18 +180,17 @@ def plotly(figure: go.Figure) -> str:
 
 
 def _lighter(trace: Any, most: int = 128) -> None:
-    """A matrix drawn on at most `most` cells a side (the largest value of each), once for colour and hover."""
-    z = np.asarray(trace.z, np.float32)
+    """A matrix drawn on at most `most` cells a side: the largest colour and hovered value of each."""
+    parts = {name: np.asarray(trace[name]) for name in ("z", "customdata") if trace[name] is not None}
     for axis, (start, step) in enumerate((("y0", "dy"), ("x0", "dx"))):
-        group = -(-z.shape[axis] // most)
+        length = parts["z"].shape[axis]
+        group = -(-length // most)
         if group > 1 and trace[step] is not None:
-            z = np.maximum.reduceat(z, np.arange(0, z.shape[axis], group), axis=axis)
+            firsts = np.arange(0, length, group)
+            parts = {name: np.maximum.reduceat(values, firsts, axis=axis) for name, values in parts.items()}
             trace[start] += (group - 1) / 2 * trace[step]
             trace[step] *= group
-    trace.z = z
-    if trace.customdata is not None:
-        trace.customdata = None
-        trace.hovertemplate = "row %{y:.0f}, column %{x:.0f}<br>log₁₀ |w · ∇| = %{z:.2f}<extra></extra>"
+    trace.update(parts)
 
 
 def as_json(values: Any) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from paraknow import config as configs
+from paraknow.diagnose.finding import command
 from paraknow.errors import InputError
 from paraknow.evaluate import items
 from paraknow.figures import tables
@@ -103,9 +104,9 @@ def _findings(source: Source) -> Iterator[Any]:
             yield table("What it rests on", numbers)
         for remedy in finding.get("remedies") or ():
             if isinstance(remedy, dict) and remedy.get("text"):
-                changes = remedy.get("changes") or {}
-                how = " ".join(f"--set {k}={v}" for k, v in changes.items()) if isinstance(changes, dict) else ""
-                yield Text(f"To try: {remedy['text']}{f' ({how})' if how else ''}")
+                changes = remedy.get("changes")
+                how = f" ({command(source.run.id, changes)})" if isinstance(changes, dict) and changes else ""
+                yield Text(f"To try: {remedy['text']}{how}")
     rest = [f"{f['title']}: {f.get('says', '')}" for f in told if f.get("severity") not in GRAVE]
     if rest:
         yield More(f"Also looked at ({len(rest)})", [Text(text) for text in rest])

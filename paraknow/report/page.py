@@ -45,16 +45,25 @@ def write(runs: Sequence[Run | Source | str], path: Path | str, address: str = A
 
 
 def compose(runs: Sequence[Run | Source | str], address: str = ADDRESS) -> str:
-    """The report as text. Raises InputError as `write` does."""
+    """The report as text, with as many figures as LARGEST has room for. Raises InputError as `write` does."""
     sources = [of(run) for run in runs]
     ids = [source.run.id for source in sources]
     if not sources:
         raise InputError("name a run, or several to hold side by side; `paraknow runs list` shows them.")
     if twice := next((i for i in ids if ids.count(i) > 1), None):
         raise InputError(f"run {twice} is named twice; a comparison needs two runs.")
-    program = plotly_js()
-    canvas = Canvas(LARGEST - TABLES - len(program.encode()))
-    first = sources[0]
+    room = LARGEST - TABLES - len(plotly_js().encode())
+    while True:
+        text = _composed(sources, address, Canvas(room))
+        over = len(text.encode()) - LARGEST
+        if over <= 0 or room <= 0:  # text and tables are never left out
+            return text
+        room -= over
+
+
+def _composed(sources: list[Source], address: str, canvas: Canvas) -> str:
+    """The report with the figures that the canvas has room for."""
+    program, first = plotly_js(), sources[0]
     parts: list[tuple[str, list[Section]]] = []
     if len(sources) == 1:
         title, intro = first.settings.get("name") or first.run.id, one.line(first)

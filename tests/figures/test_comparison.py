@@ -44,6 +44,7 @@ def test_missing_cells_are_marked_not_coloured():
     assert [v["missing"] for v in values] == [False, True, False, False] and values[1]["cka"] is None
     assert similarity.ABSENT in str(spec["layer"][0]["encoding"]["color"])
     assert spec["layer"][0]["mark"]["invalid"] == "show"  # or Vega draws nothing there
+    assert spec["layer"][-1]["mark"]["shape"] == "cross"
     assert values[1]["said"].startswith("undefined") and values[0]["said"] == "0.500"
 
 

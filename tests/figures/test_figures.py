@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -233,3 +236,19 @@ def test_layer_scores_name_the_layers_they_feed() -> None:
     figure = layers.scores(table, spread, "big", "small")
     assert list(figure.layout.yaxis.ticktext) == ["0", "1 → 0"]
     assert isinstance(figure, go.Figure) and "3 seed" in figure.layout.title.subtitle.text
+
+
+def test_a_missing_interval_has_no_bar() -> None:
+    nan = float("nan")
+    made = theme.bars([1.0, 2.0, None, 3.0], [0.5, nan, 0.0, nan], [1.5, nan, 1.0, 4.0])
+    assert made is not None and theme.bars([1.0], [nan], [nan]) is None
+    figure = go.Figure(go.Scatter(x=[1, 2, 3, 4], error_x=made))
+    sent = json.loads(figure.to_json())["data"][0]["error_x"]  # null would be drawn as a bar of length 0, with a cap
+    got = [np.frombuffer(base64.b64decode(sent[side]["bdata"])) for side in ("arrayminus", "array")]
+    np.testing.assert_array_equal(got, [[0.5, nan, nan, nan]] * 2)
+
+
+def test_loss_has_no_bars_for_it_has_no_interval() -> None:
+    rows = pd.DataFrame([{"model": "m", "title": "m", "kind": "examined", "n": 8, "loss": 1.5}])
+    figure = deltas.panel(rows, deltas.LOSS, "t", {"teacher": "T", "student": "S"}, (0.0, 2.0))
+    assert [trace.error_x.type for trace in figure.data] == [None]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraknow.figures import taskmaps
+from paraknow.figures import heatmaps, prompts, taskmaps
 
 NAMES = {"teacher": "big", "student": "small"}
 
@@ -28,8 +28,27 @@ def test_the_difference_is_share_minus_share() -> None:
     assert found[(0, "k")] == 0 and taskmaps.bound(found.reset_index()) == pytest.approx(0.3)
     only = taskmaps.difference(table[table.task == "a"], "a", "b")
     assert only.difference.isna().all() and taskmaps.bound(only) == 1e-3
-    spec = taskmaps.difference_map(found.reset_index().assign(one=0, other=0), "a", "b", 0.3, "big").to_dict()
-    assert spec["encoding"]["color"]["scale"]["domain"] == [-0.3, 0, 0.3]
+    drawn, sides = found.reset_index().assign(one=0, other=0), {"one": "a", "other": "b"}
+    (cells_,) = taskmaps.difference_map(drawn, sides, 0.3, "big", "t", "n").to_dict()["layer"]
+    assert cells_["encoding"]["color"]["scale"]["domain"] == [-0.3, 0, 0.3]
+    assert [t["title"] for t in cells_["encoding"]["tooltip"]][2:4] == ["share, a", "share, b"]
+
+
+def test_a_prompt_s_map_is_as_low_as_others_and_says_how_many_it_is_of() -> None:
+    def shares(layers: int, nudge: float = 0.0) -> pd.DataFrame:
+        rows = [("teacher", k, "q", 1 / layers + nudge * (-1) ** k) for k in range(layers)]
+        return pd.DataFrame(rows, columns="model layer module share".split())
+
+    for layers, signs in ((80, False), (4, True)):
+        table = prompts.differences(shares(layers, 1e-12), shares(layers))
+        sides = {"prompt": "this prompt", "task": "facts"}
+        spec = taskmaps.difference_map(table, sides, taskmaps.bound(table), "big", "t", prompts.NOTE, True).to_dict()
+        assert spec["height"]["step"] == heatmaps.row_height(table) and spec["title"]["subtitle"] == prompts.NOTE
+        assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [-1e-3, 0, 1e-3]  # rounding has no colour
+        assert {row["sign"] for row in next(iter(spec["datasets"].values()))} == {""}
+        assert (len(spec["layer"]) == 2) is signs
+    one = prompts.share_map(shares(4), (0.1, 0.5), "big").to_dict()
+    assert "n = 1" in one["title"]["subtitle"]
 
 
 @given(st.integers(2, 7), st.floats(0.05, 0.9))

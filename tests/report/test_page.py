@@ -5,15 +5,18 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paraknow import config as configs
 from paraknow import files
 from paraknow.cli import main
 from paraknow.errors import InputError
 from paraknow.report import blocks, gallery, page, source
+from paraknow.report.picture import Picture
 from paraknow.runs import store
 from tests.report import deep
 from tests.runs import packed
@@ -90,6 +93,24 @@ def test_what_has_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_long_texts_and_tables_take_the_place_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = packed.finished(tmp_path)
+    whole = len(page.compose([source.Source(run)]).encode())
+    monkeypatch.setattr(page, "LARGEST", whole + 10**5)
+    monkeypatch.setattr(page, "TABLES", 0)  # as if more had been written than was set aside for it
+    files.write_json(run.path("diagnose.json"), {"findings": [{"title": "t", "says": "x" * 110_000}]})
+    text = page.compose([source.Source(run)])
+    assert len(text.encode()) <= page.LARGEST and "figures are not in this file" in words(text)
+
+
+def test_the_words_of_a_figure_take_room_too() -> None:
+    import plotly.graph_objects as go
+
+    said = "<" * 1000  # four bytes each in the page
+    canvas = blocks.Canvas(4000)
+    assert canvas.figure(Picture("a", "", "t", go.Figure, said, "", "")) is None and canvas.left_out == ["a"]
+
+
 def test_a_comparison_says_only_what_differs(tmp_path: Path) -> None:
     first = packed.finished(tmp_path)
     second = packed.finished(tmp_path, method={"name": "seeking", "rank": 4})
@@ -123,7 +144,7 @@ def test_places_of_this_machine_stay_here(tmp_path: Path) -> None:
 def test_findings_are_read_where_there_are_some(tmp_path: Path) -> None:
     run = packed.finished(tmp_path)
     assert "Findings" not in words(page.compose([source.Source(run)]))
-    remedy = {"text": "Train for longer.", "changes": {"tune.epochs": 9}}
+    remedy = {"text": "Train for longer.", "changes": {"tune.epochs": 9, "pair": {"name": "it's"}, "tune.fast": None}}
     grave = {
         "rule": "a",
         "severity": "warning",
@@ -134,7 +155,13 @@ def test_findings_are_read_where_there_are_some(tmp_path: Path) -> None:
     looked = {"rule": "b", "severity": "fine", "title": "Controls ran", "says": "All of them."}
     files.write_json(run.path("diagnose.json"), {"findings": [looked, grave | {"numbers": [{"steps": 2}]}, "odd"]})
     said = words(page.compose([source.Source(run)]))
-    assert "Warning: It barely trained" in said and "--set tune.epochs=9" in said and "Also looked at (1)" in said
+    assert "Warning: It barely trained" in said and "Also looked at (1)" in said
+    command = re.search(r"To try: Train for longer\. \((paraknow run --like .*?)\)\s*\n", said)
+    assert command, said  # and what it says can be typed
+    typed = shlex.split(command[1])
+    assert typed[:4] == ["paraknow", "run", "--like", run.id]
+    assert typed[4::2] == ["--set"] * 3
+    assert {k: yaml.safe_load(v) for k, _, v in (pair.partition("=") for pair in typed[5::2])} == remedy["changes"]
 
 
 def test_what_is_damaged_is_said(tmp_path: Path) -> None:
@@ -200,6 +227,9 @@ def test_a_large_matrix_is_drawn_coarser_without_moving() -> None:
     row, column = np.unravel_index(z.argmax(), z.shape)
     assert abs(drawn["y0"] + row * drawn["dy"] - 801) <= drawn["dy"] / 2
     assert abs(drawn["x0"] + column * drawn["dx"] - 401) <= drawn["dx"] / 2
+    held = np.asarray(figure.data[0].customdata)  # what one reads on hovering is a value, not the number of a colour
+    assert held.shape == z.shape and held[row, column] == 1.0 and held[0, 0] == np.float32(1e-6)
+    assert "customdata" in drawn and "|w · ∇| = %{customdata:.3g}" in drawn["hovertemplate"]
 
 
 def test_numbers_as_text() -> None:
