@@ -190,7 +190,11 @@ if found is not None:
     grave = [f for f in found if f.severity in LOOKS]
     counts = {severity: sum(f.severity == severity for f in found) for severity in LOOKS}
     st.caption(
-        " · ".join(f"{icon} {counts[s]} {word.lower()}" for s, (icon, word) in LOOKS.items() if counts[s])
+        " · ".join(
+            f"{icon} {counts[s]} {word.lower()}{'s' * (s in ('warning', 'note') and counts[s] > 1)}"
+            for s, (icon, word) in LOOKS.items()
+            if counts[s]
+        )
         or "No finding."
     )
     for number, finding in enumerate(grave):

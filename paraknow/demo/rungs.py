@@ -30,3 +30,11 @@ BETWEEN = {
     "same_data": Rung("teacher", "same-data", "one size and the same batches, unknown facts masked; another start"),
 }
 RUNGS = {**LADDER, **BETWEEN}
+
+
+def rung_of(teacher: str, student: str) -> str | None:
+    """The rung of the ladder that two demo models make; None where nobody knows."""
+    for rung, pair in RUNGS.items():
+        if (teacher, student) == (f"demo:{pair.teacher}", f"demo:{pair.student}"):
+            return rung
+    return None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paraknow.demo.rungs import RUNGS, rung_of
 from paraknow.diagnose.evidence import Evidence, line, number, place, points, schedule, smaller_steps, tuned
 from paraknow.diagnose.finding import Finding, NotChecked, Remedy, Rule
 from paraknow.evaluate import words
 
 HALF = 0.5  # of the teacher's lead: where more than this can hide, "nothing arrived" and "half arrived" look the same
 ONLY_STUDENT = "no control but the student itself was held against it."
+STRANGERS = ("stranger", "equal")  # rungs of the ladder whose models have nothing in common
+TRANSPORT = {"name": "transport", "maps": "vocabulary", "attention": True, "pairing": "kin"}
 MANY_SEEDS = (0, 1, 2)  # three repeats are the fewest that show a spread (statistics.paired_bootstrap: S = 2 cannot)
 
 
@@ -129,16 +132,28 @@ def _held_against(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _other_ways(evidence: Evidence) -> list[Remedy]:
     """What crossed where something did (docs/results.md)."""
-    made = [
+    config = evidence.config
+    rung = rung_of(config.pair.teacher, config.pair.student) if config is not None else None
+    if rung in STRANGERS:
+        kin = RUNGS["sibling"]
+        pair = {"pair.teacher": f"demo:{kin.teacher}", "pair.student": f"demo:{kin.student}"}
+        return [
+            Remedy(
+                f"This pair is known: {RUNGS[rung].words}. Between strangers no method tried so far moved unseen "
+                "knowledge, whatever its settings. To see it cross, take a pair of one lineage, such as the demo's "
+                "sibling, with `transport`.",
+                {**pair, "method": TRANSPORT},
+            )
+        ]
+    if config is not None and config.method.name == "transport":
+        return [Remedy("Look at the Ladder page: between strangers no method tried so far moved unseen knowledge.")]
+    return [
         Remedy(
             "On the ladder, knowledge crossed as weights within one lineage alone, and best by `transport` with layers "
             "and spaces matched by vocabulary and attention; try it on this pair.",
-            {"method": {"name": "transport", "maps": "vocabulary", "attention": True, "pairing": "kin"}},
+            {"method": TRANSPORT},
         )
     ]
-    if evidence.config is not None and evidence.config.method.name == "transport":
-        made = [Remedy("Look at the Ladder page: between strangers no method tried so far moved unseen knowledge.")]
-    return made
 
 
 def only_shown(evidence: Evidence) -> list[Finding]:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from paraknow import files, resources
 from paraknow.config import RunConfig
-from paraknow.demo.rungs import RUNGS
+from paraknow.demo.rungs import RUNGS, rung_of
 from paraknow.errors import InputError
 from paraknow.evaluate.correlation import Correlation, over_pairs
 from paraknow.runs import artifacts, calibrate, store
@@ -132,7 +132,7 @@ def _row(run: Run, config: RunConfig, row: dict[str, Any]) -> dict[str, Any]:
         "run": run.id,
         "pair": f"{_short(teacher)} → {_short(student)}",
         "pair_key": _key(run, config),
-        "lineage": lineage(teacher, student),
+        "lineage": rung_of(teacher, student),
         "model": row["model"],
         "kind": _kind(row["model"], config),
         "suite": row["suite"],
@@ -158,14 +158,6 @@ def _kind(model: str, config: RunConfig) -> str:
     if model == "oracle" or (model == config.method.title and config.method.name == "oracle"):
         return "known answer"
     return "examined" if model == config.method.title else "baseline"
-
-
-def lineage(teacher: str, student: str) -> str | None:
-    """The rung of the ladder that two demo models make; None where nobody knows."""
-    for rung, pair in RUNGS.items():
-        if (teacher, student) == (f"demo:{pair.teacher}", f"demo:{pair.student}"):
-            return rung
-    return None
 
 
 def _short(spec: str) -> str:
