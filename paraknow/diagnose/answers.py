@@ -95,11 +95,12 @@ def not_read_out(evidence: Evidence) -> list[Finding]:
         f"{'; '.join(own or alike)}. "
     )
     if not own:
-        said += "But the controls do the same, as far as these items can tell, so it is not what was moved that helps."
+        said += (
+            "But the controls do the same, as far as these items can tell, so nothing says that what was moved helps."
+        )
         return [Finding("note", "Likelier answers, as the controls give them too", said, numbers)]
     said += (
-        f"So it does not in {', '.join(controls)}, which carry no knowledge of the teacher. Accuracy alone does not "
-        "see it."
+        f"More so than in {' and '.join(controls)}, without the teacher's knowledge. Accuracy alone does not see it."
         if controls
         else "Accuracy alone does not see it. No control but the student itself was held against it."
     )
