@@ -6,6 +6,7 @@ import streamlit as st
 from pages.parts import artifacts, cross, draw, items, shell, tryit, words
 from pages.parts import methods as about
 from paraknow.figures import deltas, tables
+from paraknow.report import answers
 
 LIST_WIDTH = 44  # characters of a line in a name, where a figure has the whole width
 MEASURES = {
@@ -111,22 +112,9 @@ def in_words(lines: pd.DataFrame) -> None:
 
 
 def reading(measure: deltas.Measure) -> None:
-    student = shell.escape(titles["student"])
-    texts = {
-        "accuracy": "The share of items answered correctly, with a 95 % Wilson interval. Intervals of two models "
-        "that overlap do not settle anything: the same items were asked, so look at the differences.",
-        "delta": f"How much more often a model is right than {student} (dotted line) on the same items, with a "
-        "paired 95 % interval. Open marks are controls: a method must also beat each of them, not only the line.",
-        "loss": "How surprised a model is by the right answer, per token. It still tells models apart where none "
-        "answers correctly. No interval is measured for it.",
-        "bits": "How sure a model is of the right answer among its candidates, beyond guessing (dotted line at 0), "
-        "once it has been made as sure as its own record on other items warrants. The most there can be is log₂ of "
-        "the number of candidates. Bars: paired-bootstrap 95 % intervals over items; runs of an earlier version have "
-        "none. What the teacher has above the student is all that there is to transfer.",
-        "share": f"Of the knowledge, in bits, that {shell.escape(titles['teacher'])} has and {student} lacks: how "
-        "much is now there. 0 is none, 1 all of it. Missing where the teacher's surplus may itself be 0.",
-    }
-    draw.how_to_read(texts[measure.value])
+    """How panels of a measure are read."""
+    escaped = {model: shell.escape(title) for model, title in titles.items()}
+    draw.how_to_read(answers.readings(escaped)[measure.value])
 
 
 def never_shown() -> None:

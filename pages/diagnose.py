@@ -12,7 +12,8 @@ from paraknow import config as configs
 from paraknow.diagnose import Finding, headline
 from paraknow.diagnose import evidence as counted
 from paraknow.errors import InputError
-from paraknow.figures import deltas, diagnose, losses, tables
+from paraknow.figures import deltas, diagnose, tables
+from paraknow.report import answers
 from paraknow.runs import diagnosis
 from paraknow.runs.store import Run
 
@@ -40,12 +41,22 @@ def findings_of(folder: str, recorded: bool, content: tuple) -> list[Finding]:
     return diagnosis.diagnose(Run(Path(folder), recorded))
 
 
-def found_in(run: Run) -> list[Finding]:
-    """The findings about the run as it is now."""
+@st.cache_data(max_entries=4, show_spinner=False)
+def losses_of(folder: str, recorded: bool, content: tuple) -> pd.DataFrame | None:
+    """The losses of every model of a run, as its findings rest on them."""
+    return diagnosis.evidence(Run(Path(folder), recorded)).losses
+
+
+def content_of(run: Run) -> tuple:
+    """The run's files and state as they are now."""
     content = tuple(artifacts.fingerprint(run, name) for name in diagnosis.sources(run))
     status = run.status()
-    about = (status["state"], str(status.get("error")), tuple(status.get("stages", ())))
-    return findings_of(str(run.folder), run.recorded, (*content, about))
+    return (*content, (status["state"], str(status.get("error")), tuple(status.get("stages", ()))))
+
+
+def found_in(run: Run) -> list[Finding]:
+    """The findings about the run as it is now."""
+    return findings_of(str(run.folder), run.recorded, content_of(run))
 
 
 def code(text: str) -> str:
@@ -76,28 +87,18 @@ def panels(finding: Finding, key: str) -> None:
             figure = deltas.panel(part, deltas.DELTA, title, titles, span, kinds)
             with columns[number % 2]:
                 draw.plot(figure, f"{key}.{number}", deltas.describe(part, deltas.DELTA, title))
-    draw.how_to_read(
-        f"How much more often a model answers correctly than {shell.escape(titles['student'])}, the untouched student "
-        "(dotted line), on the same items, with its paired 95 % interval. The diamond is the method, the star the "
-        "teacher, open marks are controls."
-    )
+    escaped = {model: shell.escape(title) for model, title in titles.items()}
+    draw.how_to_read(answers.readings(escaped)["delta"])
 
 
 def curves(key: str) -> None:
     """The losses of every model."""
-    table = diagnosis.evidence(run).losses
-    if table is None:
+    table = losses_of(str(run.folder), run.recorded, content_of(run))
+    if table is None or table.empty:
         return
-    labels = [str(label) for label in dict.fromkeys(table.label)]
-    titles = artifacts.model_titles(run, labels)
-    kinds = {x: "control" if "+" in x else "baseline" for x in labels} | {labels[0]: "examined"}
-    last = table.groupby("label", sort=False).loss.last()
-    alt = "Fine-tuning loss; last values: " + "; ".join(f"{titles[str(k)]} {v:.2f}" for k, v in last.items()) + " nats."
-    draw.plot(losses.curves(table, kinds, titles), key, alt)
-    draw.how_to_read(
-        "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval). A curve "
-        "that ends above its beginning was made worse by training; one that stays level learned nothing."
-    )
+    picture = answers.curves(table, artifacts.model_titles(run, [str(label) for label in dict.fromkeys(table.label)]))
+    draw.plot(picture.draw(), key, picture.alt)
+    draw.how_to_read(picture.read)
 
 
 def evidence(finding: Finding, key: str) -> None:

@@ -9,6 +9,7 @@ from pages.parts import artifacts, draw, layer_pair, shell
 from pages.parts.layer_pair import number
 from paraknow.figures import layerwise, similarity, weights
 from paraknow.figures.theme import short
+from paraknow.report import alike
 from paraknow.runs.store import Run
 
 Titles = dict[str, str]
@@ -26,10 +27,7 @@ def pairing(run: Run) -> set[tuple[int, int]]:
         table = artifacts.table(run, name) if artifacts.has(run, name) else pd.DataFrame()
     except artifacts.NotThere:
         table = pd.DataFrame()
-    if table.empty:
-        return set()
-    own = table[table.paired]
-    return {(int(t), int(s)) for t, s in zip(own.teacher_layer, own.student_layer, strict=True)}
+    return set() if table.empty else alike.paired(table)
 
 
 def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
@@ -178,21 +176,7 @@ def geometry(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     means = table.groupby("source")[quantity].mean()
     alt = f"{known[quantity]}; means: " + "; ".join(f"{k} {number(v)}" for k, v in means.items())
     draw.plot(weights.geometry(table, quantity, titles), "c.geometry", alt)
-    told = {
-        "cos": "Random directions lie within about ± 2/√(nm) of 0. A block at 0 has nothing to do with the matrix it "
-        "is added to.",
-        "cos_rest": "The paper reads this cosine as incompatibility. The line is what arithmetic gives any matrix at "
-        "right angles to W: a block on its line says nothing about incompatibility.",
-        "norm_ratio": "How large the moved part is beside the student's matrix.",
-        "left_overlap": "Mean squared cosine of the principal angles between the top column spaces; the line is that "
-        "of random spaces.",
-        "right_overlap": "Mean squared cosine of the principal angles between the top row spaces; the line is that of "
-        "random spaces.",
-        "interference": "How much of the change acts on inputs that the student uses on what it knows already. Above "
-        "the line it disturbs them more than a random change of the same size would. "
-        f"n = {int(table.n.max())} tokens.",
-    }[quantity]
-    draw.how_to_read(f"BA is the moved part at the method's rank, W the student's matrix. {told}")
+    draw.how_to_read(alike.read_geometry(table, quantity))
     draw.csv(table, f"{run.id}-weights", "weights")
 
 

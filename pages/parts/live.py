@@ -12,6 +12,7 @@ from pages.parts import artifacts, draw, shell
 from paraknow import access
 from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
+from paraknow.report import answers
 from paraknow.runs import queue
 from paraknow.runs.events import EventsReader, Lines, harmless
 from paraknow.runs.store import STAGE_NAMES, Run
@@ -93,19 +94,9 @@ def loss_chart(run: Run) -> None:
         return
     labels = list(dict.fromkeys(table.label))
     titles = artifacts.model_titles(run, labels)
-    kinds = {x: "control" if "+" in x else "baseline" for x in labels} | {labels[0]: "examined"}
-    figure = losses.curves(table, kinds, titles)
-    last = table.groupby("label", sort=False).loss.last()
-    draw.plot(
-        figure,
-        "t.loss",
-        "Fine-tuning loss; last values: " + "; ".join(f"{titles[k]} {v:.2f}" for k, v in last.items()) + " nats.",
-    )
-    draw.how_to_read(
-        "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval); every "
-        "model sees the same batches in the same order. A lower curve says the training set was fitted better, "
-        "not that knowledge was transferred."
-    )
+    picture = answers.curves(table, titles)
+    draw.plot(picture.draw(), "t.loss", picture.alt)
+    draw.how_to_read(picture.read)
     draw.csv(table, f"{run.id}-losses", "losses")
 
 

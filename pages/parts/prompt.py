@@ -83,7 +83,7 @@ def _drawn(
         "there is no interval). Both maps share one logarithmic colour range."
     )
     table = prompts.differences(cells, whole)
-    sides = {"prompt": "this prompt", "task": task}
+    shares = {"prompt": "this prompt", "task": task}
     for column, model in zip(st.columns(2), sides, strict=False):
         own = table[table.model == model]
         if own.empty:
@@ -94,7 +94,7 @@ def _drawn(
         )
         title = f"{short(titles[model], 34)}: {prompts.WHAT}"
         note = f"{prompts.NOTE}, against {short(task, 24)}"
-        chart = taskmaps.difference_map(own, sides, taskmaps.bound(table), titles[model], title, note, True)
+        chart = taskmaps.difference_map(own, shares, taskmaps.bound(table), titles[model], title, note, True)
         draw.chart(chart, alt, f"s.own.difference.{model}", column)
     draw.how_to_read(
         f"Orange: the answer to this prompt depends more on the matrix than those of {shell.escape(task)} do "

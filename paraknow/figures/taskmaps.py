@@ -63,10 +63,8 @@ def difference_map(
             alt.Tooltip("difference:Q", title="difference", format="+.2%"),
         ],
     )
-    marks = (
-        [base.mark_text(color=INK, fontSize=min(14, height)).encode(text="sign:N")] if signs and height >= SIGN else []
-    )
-    chart = alt.layer(cells, *marks)
+    written = base.mark_text(color=INK, fontSize=min(14, height)).encode(text="sign:N")
+    chart = alt.layer(cells, *([written] if signs and height >= SIGN else []))
     return chart.properties(title=titled(title, note), height=alt.Step(height)).configure_view(strokeWidth=0)
 
 

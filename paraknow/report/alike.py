@@ -16,8 +16,8 @@ HELD = "null_position"  # what CKA is held against by default, where it was meas
 TOLD = {
     "cos": "Random directions lie within about ± 2/√(nm) of 0: a block at 0 has nothing to do with the matrix it is "
     "added to.",
-    "cos_rest": "The line is what arithmetic gives any matrix at right angles to W: a block on its line says nothing "
-    "about incompatibility.",
+    "cos_rest": "The paper reads this cosine as incompatibility. The line is what arithmetic gives any matrix at right "
+    "angles to W: a block on its line says nothing about incompatibility.",
     "norm_ratio": "How large the moved part is beside the student's matrix.",
     "left_overlap": "Mean squared cosine of the principal angles between the top column spaces; the line is that of "
     "random spaces.",
@@ -45,6 +45,11 @@ def pairing(source: Source) -> set[tuple[int, int]]:
     table = source.table("similarity/stitching.parquet")
     if table is None:
         return set()
+    return paired(table)
+
+
+def paired(table: pd.DataFrame) -> set[tuple[int, int]]:
+    """The (teacher, student) layers that a table of stitching pairs."""
     own = table[table.paired]
     return {(int(t), int(s)) for t, s in zip(own.teacher_layer, own.student_layer, strict=True)}
 
@@ -137,9 +142,16 @@ def _geometry(source: Source) -> Iterator[Picture]:
             f"The block and the student's weights: {label}",
             partial(weights.geometry, table, quantity, source.titles),
             f"{label}; means: " + "; ".join(f"{k} {number(v)}" for k, v in means.items()) + ".",
-            f"BA is the moved part at the method's rank, W the student's matrix. {TOLD[quantity]}",
+            read_geometry(table, quantity),
             place < 2,
         )
+
+
+def read_geometry(table: pd.DataFrame, quantity: str) -> str:
+    """How to read one quantity of the block's geometry."""
+    known = quantity == "interference" and table.n.notna().any()
+    n = f" n = {int(table.n.max())} tokens." if known else ""
+    return f"BA is the moved part at the method's rank, W the student's matrix. {TOLD[quantity]}{n}"
 
 
 def _spectra(source: Source) -> Iterator[Picture]:

@@ -34,9 +34,10 @@ def readings(titles: dict[str, str]) -> dict[str, str]:
         "settle nothing, for the same items were asked: look at the differences.",
         "loss": "How surprised a model is by the right answer, per token. It tells models apart where none answers "
         "correctly. No interval is measured for it.",
-        "bits": "How sure a model is of the right answer among its candidates, beyond guessing (dotted line at 0). "
-        "Bars: paired-bootstrap 95 % intervals over items. What the teacher has above the student is all that there "
-        "is to transfer.",
+        "bits": "How sure a model is of the right answer among its candidates, beyond guessing (dotted line at 0), "
+        "once it has been made as sure as its own record on other items warrants. The most there can be is log₂ of "
+        "the number of candidates. Bars: paired-bootstrap 95 % intervals over items; runs of an earlier version have "
+        "none. What the teacher has above the student is all that there is to transfer.",
         "share": f"Of the knowledge, in bits, that {teacher} has and {student} lacks: how much is now there. 0 is "
         "none, 1 all of it. Missing where the teacher's surplus may itself be 0.",
     }
@@ -72,25 +73,30 @@ def _panel(
     return Picture(slug(name, suite, group), "What was measured", where, draw, alt, read, front)
 
 
+def curves(table: pd.DataFrame, titles: dict[str, str]) -> Picture:
+    """Fine-tuning losses by label, seed and step, which may not be all yet; `titles` of all labels."""
+    labels = [str(label) for label in dict.fromkeys(table.label)]
+    kinds = {x: "control" if "+" in x else "baseline" for x in labels} | {labels[0]: "examined"}
+    last = table.groupby("label", sort=False).loss.last()
+    return Picture(
+        "losses",
+        "How the models were made",
+        "Fine-tuning losses",
+        partial(losses.curves, table, kinds, titles),
+        "Fine-tuning loss; last values: "
+        + "; ".join(f"{titles[str(k)]} {number(v)}" for k, v in last.items())
+        + " nats.",
+        "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval); every "
+        "model sees the same batches in the same order. A lower curve says that the training set was fitted better, "
+        "not that knowledge was transferred; one that ends above its beginning was made worse by training, and one "
+        "that stays level learned nothing.",
+    )
+
+
 def made(source: Source) -> Iterator[Picture]:
     """Fine-tuning losses, and the steps that a method chose from."""
-    table = source.losses
-    if len(table):
-        labels = list(dict.fromkeys(table.label))
-        titles = source.model_titles(labels)
-        kinds = {x: "control" if "+" in x else "baseline" for x in labels} | {labels[0]: "examined"}
-        last = table.groupby("label", sort=False).loss.last()
-        yield Picture(
-            "losses",
-            "How the models were made",
-            "Fine-tuning losses",
-            partial(losses.curves, table, kinds, titles),
-            "Fine-tuning loss; last values: "
-            + "; ".join(f"{titles[str(k)]} {number(v)}" for k, v in last.items())
-            + " nats.",
-            "The loss of each optimiser step's batch, in nats per answer token (single values, so no interval). A "
-            "lower curve says that the training set was fitted better, not that knowledge was transferred.",
-        )
+    if len(source.losses):
+        yield curves(source.losses, source.model_titles(list(dict.fromkeys(source.losses.label))))
     for model in sorted({p.parent.name for p in source.run.path("align").glob("*/*.parquet")}):
         rows = source.kept(model)
         if rows is None or not set(rows.columns) >= steps.COLUMNS:

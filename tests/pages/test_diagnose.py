@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paraknow import files
-from paraknow.runs import store
+from paraknow.report import gallery
+from paraknow.report.source import Source
+from paraknow.runs import diagnosis, store
 from tests.pages.test_pages import no_worker, run, show, warm_server, words  # noqa: F401 (fixtures)
 
 
@@ -31,6 +33,17 @@ def test_a_clone_takes_the_change_along(run: store.Run) -> None:  # noqa: F811
     assert app.session_state["t.tune.learning_rate"] == pytest.approx(1e-4)
     assert app.session_state["t.method.name"] == "seeking"
     assert any("tune" in i.value and "learning" in i.value for i in app.info)
+
+
+def test_losses_are_read_once_and_told_as_in_a_report(run: store.Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    for step in range(1, 13):
+        run.event(stage="tune", step=step, total=12, message="seeking, seed 0", loss=1.0 + step)
+    app, looked = show("diagnose", run=run.id), []
+    (picture,) = (p for p in gallery.pictures(Source(run)) if p.name == "losses")
+    assert picture.read in words(app)
+    evidence = diagnosis.evidence
+    monkeypatch.setattr(diagnosis, "evidence", lambda *a: looked.append(a) or evidence(*a))
+    assert not app.run().exception and not looked
 
 
 def test_what_cannot_be_read_is_said_and_renewed_results_are_seen(run: store.Run) -> None:  # noqa: F811

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from paraknow import files
+from paraknow.report import alike
 from paraknow.runs import store
 from tests.pages import tables
 from tests.pages.test_pages import NASTY, no_worker, run, show, warm_server, words  # noqa: F401 (fixtures)
@@ -30,7 +31,7 @@ def test_a_pair_can_be_picked_without_a_mouse(run: store.Run) -> None:  # noqa: 
     app.selectbox(key="c.null").set_value("untrained").run()
     for quantity in ("cos_rest", "norm_ratio", "left_overlap", "right_overlap", "interference"):
         app.selectbox(key="c.quantity").set_value(quantity).run()
-        assert not app.exception
+        assert not app.exception and alike.TOLD[quantity] in words(app)  # as in a report
     assert "Above the line it disturbs them" in words(app)
 
 
