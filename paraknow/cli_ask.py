@@ -51,7 +51,16 @@ def ask(
     elif isinstance(found, questions.SensitivityAnswer):
         table([{"model": one.model, **questions.likelihood(one)} for one in found.models], "How likely the answer is")
         cells = sorted(found.cells, key=lambda cell: -cell.share)
-        rows = [{"model": c.model, "layer": c.layer, "matrix": c.module, "share": c.share} for c in cells]
+        outside = ("embed", "lm_head")  # of no layer
+        rows = [
+            {
+                "model": c.model,
+                "layer": None if c.module in outside else c.layer,
+                "matrix": c.module,
+                "share": c.share,
+            }
+            for c in cells
+        ]
         for name in question.model_dump()["models"]:
             own = [row for row in rows if row["model"] == name][:10]
             table(own, f"Share of |w · ∇| of the {name}'s parameters, the ten largest")

@@ -221,7 +221,7 @@ def save(
     if ending not in FORMATS:
         raise InputError(f"{path}: the name of a picture must end in {', '.join('.' + f for f in FORMATS)}.")
     if path.is_dir() or (path.exists() and not force):
-        raise InputError(f"{path} exists already; name another file.")
+        raise InputError(f"{path} exists already; name another file, or say --force.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}.")
     figure = draw()

@@ -37,7 +37,7 @@ def write(runs: Sequence[Run | Source | str], path: Path | str, address: str = A
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"{path}: a report is an HTML file, so its name must end in .html.")
     if path.is_dir() or (path.exists() and not force):
-        raise InputError(f"{path} exists already; name another file.")
+        raise InputError(f"{path} exists already; name another file, or say --force.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}.")
     files.write_text(path, compose(runs, address))

@@ -248,8 +248,8 @@ def find(run_id: str, root: Path | None = None) -> Run:
     exact = [r for r in runs if r.id == run_id]
     near = exact or [r for r in runs if re.fullmatch(ID, run_id) and r.id.startswith(run_id)]
     if len(near) != 1:
-        reason = "no run" if not near else f"{len(near)} runs"
-        raise InputError(f"{reason} named {run_id!r} in {root or runs_folder()}; see `paraknow runs list`.")
+        reason = f"{len(near)} ids of runs begin with" if near else "no run named"
+        raise InputError(f"{reason} {run_id!r} in {root or runs_folder()}; see `paraknow runs list`.")
     return near[0]
 
 
