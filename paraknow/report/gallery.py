@@ -1,4 +1,4 @@
-"""Every figure of a run by name: for reports, for `paraknow figure`, for notebooks (no torch)."""
+"""The main figures of a run by name: for reports, for `paraknow figure`, for notebooks (no torch)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paraknow.report.source import Source
 
 
 def pictures(source: Source) -> list[Picture]:
-    """The figures that a run's files hold, in the order of the pages. Nothing is drawn yet."""
+    """The main figures that a run's files allow, in the order of the pages. Nothing is drawn yet."""
     return apart([*answers.pictures(source), *located.pictures(source), *alike.pictures(source), *answers.made(source)])
 
 
