@@ -152,6 +152,16 @@ DRAWINGS = {
 LINES = {"pairing"}  # whose marks are joined
 
 
+def drawable(name: str, numbers: Sequence[dict]) -> bool:
+    """Whether there is a figure of that name, and the numbers (which a file may hold) have what it draws."""
+    drawing = DRAWINGS.get(name)
+    if drawing is None:
+        return False
+    needed = [drawing.series[0].column, *([drawing.across] if drawing.across else [])]
+    there = all(any(row.get(c) is not None for row in numbers) for c in needed)
+    return there and all(isinstance(row.get(c), int | float | None) for row in numbers for c in [*needed, "n"])
+
+
 def draw(name: str, numbers: Sequence[dict]) -> go.Figure | None:
     """The figure of a finding's numbers; None for a name without one, and for numbers that lack its columns."""
     table, drawing = pd.DataFrame(list(numbers)), DRAWINGS.get(name)

@@ -7,8 +7,8 @@ from functools import partial
 
 import pandas as pd
 
-from paraknow.figures import similarity, weights
-from paraknow.report.picture import Picture, number, slug
+from paraknow.figures import layerwise, similarity, weights
+from paraknow.report.picture import Picture, each, number, slug
 from paraknow.report.source import Source
 
 SECTION = "How alike the two models are"
@@ -76,6 +76,16 @@ def _outputs(source: Source, own: pd.DataFrame, pairs: set[tuple[int, int]], tas
             "what was learned.",
             not task,
         )
+        said = "; ".join(f"{m} {number(means[m])}" for m in modules)
+        yield Picture(
+            slug("cka-multiples", *more),
+            SECTION,
+            "CKA of every module, layer against layer",
+            partial(layerwise.small_multiples, own, source.titles),
+            f"CKA maps of all modules; means: {said}.",
+            "A map for every module, all in one colour range; grey: undefined.",
+            False,
+        )
     for module in modules:
         part = own[own.module == module]
         held = held_against(part)
@@ -88,6 +98,7 @@ def _outputs(source: Source, own: pd.DataFrame, pairs: set[tuple[int, int]], tas
         if held is None:
             continue
         title = similarity.NULLS[held]
+        yield from _nearest(source, part, module, held, more)
         args = (source.titles, title, (0.0, 1.0), False, pairs, None, False)
         read = (
             f"What CKA of {module} would be with nothing but this in common ({title}), in the same colour range; {said}"
@@ -98,6 +109,27 @@ def _outputs(source: Source, own: pd.DataFrame, pairs: set[tuple[int, int]], tas
         args = (source.titles, f"CKA − {title}", (-bound, bound), True, pairs, None, False)
         read = f"Orange: more alike than {title} explains; white: no more than that; {said}"
         yield _map(slug("cka-difference", module, *more), source, rest, "difference", args, read, front)
+
+
+def _nearest(source: Source, part: pd.DataFrame, module: str, held: str, more: tuple[str, ...]) -> Iterator[Picture]:
+    """For each layer of either model the one of the other that is most like it."""
+    for of in ("teacher", "student"):
+        found = layerwise.nearest(part, of, held)
+        known = found[found.match.notna()]
+        if known.empty:
+            continue
+        said = "; ".join(f"{int(r.layer)} → {int(r.match)} ({number(r.cka)})" for r in each(known))
+        yield Picture(
+            slug("nearest", of, module, *more),
+            SECTION,
+            f"The most alike layer for each of {source.titles[of]}, {module}",
+            partial(layerwise.nearest_chart, found, of, source.titles, module, held, int(part.n.max())),
+            f"Nearest layer for each of {source.titles[of]}: {said}.",
+            "The arrow names the layer of the other model with the highest CKA. Where the second best (circle) lies "
+            "inside the bar, the choice is not settled. The highest of many values is always somewhat too high, most "
+            "so where many lie together.",
+            False,
+        )
 
 
 def _map(name: str, source: Source, table: pd.DataFrame, value: str, args: tuple, read: str, front: bool) -> Picture:

@@ -1,18 +1,19 @@
-"""Every figure of a run by name: for reports, for `paraknow figure`, for notebooks (no torch)."""
+"""The main figures of a run by name: for reports, for `paraknow figure`, for notebooks (no torch)."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 
 from paraknow.errors import InputError
-from paraknow.report import alike, answers, located
+from paraknow.report import alike, answers, findings, located
 from paraknow.report.picture import Picture, apart
 from paraknow.report.source import Source
 
 
 def pictures(source: Source) -> list[Picture]:
-    """The figures that a run's files hold, in the order of the pages. Nothing is drawn yet."""
-    return apart([*answers.pictures(source), *located.pictures(source), *alike.pictures(source), *answers.made(source)])
+    """The main figures that a run's files allow, in the order of the pages. Nothing is drawn yet."""
+    measured = [*answers.pictures(source), *located.pictures(source), *alike.pictures(source), *answers.made(source)]
+    return apart([*measured, *findings.pictures(source)])
 
 
 def find(source: Source, name: str) -> Picture:

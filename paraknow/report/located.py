@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from paraknow.figures import heatmaps, layers, neurons
+from paraknow.figures import heatmaps, layers, neurons, taskmaps
 from paraknow.figures.theme import short
 from paraknow.report.picture import Picture, each, number, slug
 from paraknow.report.source import Source
@@ -29,6 +30,7 @@ def pictures(source: Source) -> Iterator[Picture]:
             whole = table[(table.task == task) & (table.seed == -1)]
             yield from _maps(source, whole, table, str(task), number_ == 0)
             yield from _layers(source, table, str(task), number_ == 0)
+        yield from _between(source, table[table.seed == -1])
         yield from _matrices(source, table)
     yield from _agreement(source)
     yield from _neurons(source)
@@ -58,6 +60,31 @@ def _maps(source: Source, whole: pd.DataFrame, table: pd.DataFrame, task: str, f
             f"{task}, n = {count} seed examples of its training split.",
             first,
         )
+
+
+def _between(source: Source, whole: pd.DataFrame) -> Iterator[Picture]:
+    """Every two tasks' shares held against each other in each model."""
+    for one, other in combinations(dict.fromkeys(whole.task.astype(str)), 2):
+        found = {m: taskmaps.difference(whole[whole.model == m], one, other) for m in SIDES}
+        limit, sides = taskmaps.bound(*found.values()), {"one": one, "other": other}
+        note = f"orange: more in {short(one, 24)}; blue: in {short(other, 24)}"
+        for model, table in found.items():
+            if not table.difference.notna().any():
+                continue
+            model_title = source.titles[model]
+            top: Any = table.iloc[int(np.nanargmax(table.difference.abs().to_numpy(float)))]
+            title = f"{short(model_title, 34)}: difference of the shares"
+            yield Picture(
+                slug("tasks-difference", model, one, other),
+                SECTION,
+                f"{one} against {other} in {model_title}",
+                partial(taskmaps.difference_map, table, sides, limit, model_title, title, note),
+                f"Share for {one} minus share for {other} in {model_title}. Largest: {top.module} of layer "
+                f"{top.layer}, {top.difference:+.2%}.",
+                f"Share minus share, in points of the whole: orange where {one} leans on a matrix more, blue where "
+                f"{other} does, pale where the two do not differ. Both models share one range.",
+                False,
+            )
 
 
 def _layers(source: Source, table: pd.DataFrame, task: str, first: bool) -> Iterator[Picture]:

@@ -10,11 +10,10 @@ import pandas as pd
 import yaml
 
 from paraknow import config as configs
-from paraknow.diagnose.finding import command
 from paraknow.errors import InputError
 from paraknow.evaluate import items
 from paraknow.figures import tables
-from paraknow.report import answers, gallery, words
+from paraknow.report import answers, findings, gallery, words
 from paraknow.report.blocks import Canvas, Code, More, Section, Table, Text, interval, said, table
 from paraknow.report.picture import each, number
 from paraknow.report.source import Source
@@ -30,7 +29,6 @@ MADE = "How the models were made"
 LOCATED = "Where the knowledge lies"
 ALIKE = "How alike the two models are"
 MEASURED = "What was measured"
-GRAVE = ("blocking", "warning", "note", "good")
 
 
 def line(source: Source) -> str:
@@ -61,7 +59,7 @@ def sections(source: Source, canvas: Canvas) -> list[Section]:
         Section(
             "The answer so far", [*_answer(source), *(front[name] for name in front if name in main and front[name])]
         ),
-        Section("Findings", list(_findings(source))),
+        Section(findings.SECTION, list(findings.blocks(source, front.get))),
         Section(MEASURED, [*drawn(MEASURED), *_numbers(source), *_flips(source)]),
         Section(LOCATED, [*drawn(LOCATED), *_promoted(source)]),
         Section(ALIKE, [*drawn(ALIKE), *_tables_alike(source)]),
@@ -89,27 +87,6 @@ def _answer(source: Source) -> Iterator[Text]:
     for _, part in [p for p in panels if p[0][1] in answers.MAIN] or panels[:2]:
         if sentence := words.answer(part):
             yield Text(sentence)
-
-
-def _findings(source: Source) -> Iterator[Any]:
-    """What diagnose.json says, the gravest first; nothing where there is none."""
-    found = (source.json("diagnose.json") or {}).get("findings")
-    told = [f for f in found if isinstance(f, dict) and f.get("title")] if isinstance(found, list) else []
-    for finding in (f for f in told if f.get("severity") in GRAVE):
-        yield Text(f"{str(finding['severity']).capitalize()}: {finding['title']}", True)
-        if finding.get("says"):
-            yield Text(str(finding["says"]))
-        numbers = finding.get("numbers")
-        if isinstance(numbers, list) and all(isinstance(row, dict) for row in numbers) and numbers:
-            yield table("What it rests on", numbers)
-        for remedy in finding.get("remedies") or ():
-            if isinstance(remedy, dict) and remedy.get("text"):
-                changes = remedy.get("changes")
-                how = f" ({command(source.run.id, changes)})" if isinstance(changes, dict) and changes else ""
-                yield Text(f"To try: {remedy['text']}{how}")
-    rest = [f"{f['title']}: {f.get('says', '')}" for f in told if f.get("severity") not in GRAVE]
-    if rest:
-        yield More(f"Also looked at ({len(rest)})", [Text(text) for text in rest])
 
 
 # -- tables -----------------------------------------------------------------------------------------

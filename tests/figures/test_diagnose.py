@@ -28,6 +28,7 @@ def test_a_finding_s_numbers_are_what_its_figure_draws(k: int) -> None:
     marks = figure.data[0]
     held = list(marks.x if drawing.across is None else marks.y)
     assert held == [row[drawing.series[0].column] for row in found.numbers]
+    assert diagnose.drawable(found.figure, found.plain()["numbers"])
     assert drawing.title in diagnose.describe(found.figure, found.numbers)
 
 

@@ -36,12 +36,25 @@ def test_every_figure_is_drawn_whatever_is_written_in_the_run(run: store.Run, ru
     kinds = {name.split(".")[0] for name in names}
     assert kinds >= {"delta", "sensitivity", "matrix", "layers", "halves", "neurons", "cka", "stitching", "losses"}
     assert kinds >= {"cka-difference", "cka-modules", "weights", "spectra", "steps", "stitching-pairs"}
+    assert kinds >= {"cka-multiples", "nearest"}
     assert not source.notes
     for picture in found:
         assert picture.alt and picture.read and picture.title
         figure = picture.draw()
         if hasattr(figure, "to_plotly_json"):  # Altair's text is text: it is drawn letter by letter
             assert not markup(figure.to_json()), picture.name
+
+
+def test_two_tasks_are_held_against_each_other_in_one_range(run: store.Run) -> None:  # noqa: F811
+    path = run.path("locate", "sensitivity.parquet")
+    table = pd.read_parquet(path)
+    other = table.assign(task="b:c", share=table.share.where(table.model == "teacher", table.share + 0.25))
+    pd.concat([table.assign(task="a:b"), other]).to_parquet(path)
+    found = {p.name: p for p in gallery.pictures(Source(run)) if p.name.startswith("tasks-difference.")}
+    assert list(found) == ["tasks-difference.teacher.a-b.b-c", "tasks-difference.student.a-b.b-c"]
+    for picture in found.values():
+        scale = picture.draw().to_dict()["layer"][0]["encoding"]["color"]["scale"]
+        assert scale["domain"] == [-0.25, 0, 0.25] and "a:b" in picture.alt
 
 
 def test_a_name_that_is_not_there_is_answered_with_near_ones(tmp_path: Path) -> None:

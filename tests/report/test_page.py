@@ -152,9 +152,18 @@ def test_findings_are_read_where_there_are_some(tmp_path: Path) -> None:
         "says": "Two steps.",
         "remedies": [remedy],
     }
+    shown = {"rule": "seeds", "severity": "note", "title": "Seeds differ", "figure": "seeds", "remedies": []}
+    shown["numbers"] = [
+        {"on": "<b>a</b>", "seed": k, "difference (points)": k, "from": k - 1.0, "to": k + 1.0} for k in (0, 1)
+    ]
+    damaged = shown | {"title": "Damaged", "numbers": [{"on": "a", "difference (points)": "x", "n": "y"}]}
     looked = {"rule": "b", "severity": "fine", "title": "Controls ran", "says": "All of them."}
-    files.write_json(run.path("diagnose.json"), {"findings": [looked, grave | {"numbers": [{"steps": 2}]}, "odd"]})
-    said = words(page.compose([source.Source(run)]))
+    files.write_json(
+        run.path("diagnose.json"), {"findings": [looked, grave | {"numbers": [{"steps": 2}]}, "odd", shown, damaged]}
+    )
+    text = page.compose([source.Source(run)])
+    said = words(text)
+    assert re.findall(r'id="(finding\.[^"]*)"', text) == ["finding.seeds.3"] and "Note: Damaged" in said
     assert "Warning: It barely trained" in said and "Also looked at (1)" in said
     command = re.search(r"To try: Train for longer\. \((paraknow run --like .*?)\)\s*\n", said)
     assert command, said  # and what it says can be typed
