@@ -3,6 +3,6 @@
 In a notebook:
 
     from paraknow.report import gallery, page, source
-    page.write(["20261121-061929-seeking-people-122b"], "run.html")  # ids of runs, or Run objects
-    gallery.find(source.of("20261121-061929-seeking-people-122b"), "cka.residual").draw()
+    page.write(["20261121-200354-seeking-people-6d1d"], "run.html")  # ids of runs, or Run objects
+    gallery.find(source.of("20261121-200354-seeking-people-6d1d"), "cka.residual").draw()
 """

@@ -21,7 +21,7 @@ from paraknow.runs import store
 from tests.report import deep
 from tests.runs import packed
 
-RECORDED = "20261121-061929-seeking-people-122b"
+RECORDED = "20261121-200354-seeking-people-6d1d"
 
 
 def figures(text: str) -> list[dict]:

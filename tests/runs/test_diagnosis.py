@@ -16,8 +16,8 @@ from paraknow.errors import InputError
 from paraknow.runs import artifacts, diagnosis, intact, rescore, store, transfer
 from paraknow.runs.store import Run
 
-RECORDED = "20261121-061929-seeking-people-122b"
-ORACLE = "20261121-062204-oracle-people-ed1f"
+RECORDED = "20261121-200354-seeking-people-6d1d"
+ORACLE = "20261121-200831-oracle-people-bc6e"
 
 
 @pytest.fixture
