@@ -145,6 +145,9 @@ def outcome(run: Run) -> dict[str, Any]:
     return {"rows": json.dumps(rows), "weights": weights, "losses": losses}
 
 
+SHORT = 0.2  # seconds: a stage that is over before it can be hit
+
+
 def kills(root: Path, count: int, seed: int) -> dict[str, Any]:
     """kill -9 of the process at work at `count` random moments, resuming after each, until every run is done.
 
@@ -163,7 +166,7 @@ def kills(root: Path, count: int, seed: int) -> dict[str, Any]:
             for _ in range(7):  # then it may end
                 process = forks.start(run)
                 to_come = [s for s in STAGE_NAMES if s == "load" or s not in run.status()["stages"]]
-                at = draw.choice(to_come)
+                at = draw.choice([s for s in to_come if took[s] > SHORT] or to_come)
                 while (
                     process
                     and process.is_running()
@@ -183,6 +186,8 @@ def kills(root: Path, count: int, seed: int) -> dict[str, Any]:
                 found["kills"] += 1
                 found["stages"][stage] += 1
                 found["unreadable"] += unreadable(run)
+                if run.status()["state"] == "done":  # it had just ended by itself
+                    break
                 if run.status()["state"] not in ("lost", "queued"):
                     found["stuck"].append(f"{run.id}: {run.status()}")
                 run.update(state="queued", error=None)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from paraknow.config import MODULES as MATRICES
-from paraknow.figures.similarity import MODULES, NULLS
+from paraknow.figures.similarity import MODULES, NULLS, marks
 from paraknow.figures.theme import EXPECTED, NEUTRAL, TEACHER, bars, frame, plain, short, sparse
 from paraknow.figures.weights import SOURCES
 
@@ -136,24 +136,12 @@ def nearest_chart(found: pd.DataFrame, of: str, names: dict[str, str], module: s
 
 def stitched(row: pd.Series, names: dict[str, str]) -> go.Figure:
     """One layer pair's R² with its interval above the map fitted on shuffled rows. Missing values have no mark."""
-    figure = go.Figure()
-    for name, value, low, high, symbol, color in (
-        ("R²", row.r2, row.lo, row.hi, "diamond", TEACHER.color),
-        ("shuffled rows", row["null"], None, None, "x-thin-open", NEUTRAL),
-    ):
-        within = bars([value], [low], [high])
-        if within:
-            within |= {"thickness": 2, "width": 6, "color": color}
-        figure.add_trace(
-            go.Scatter(
-                x=[None if pd.isna(value) else value],
-                y=[name],
-                mode="markers",
-                error_x=within,
-                marker={"symbol": symbol, "size": 13, "color": color, "line": {"width": 2.5, "color": color}},
-                hovertemplate=f"{name}: %{{x:.3f}}<extra></extra>",
-            )
+    figure = marks(
+        (
+            ("R²", row.r2, row.lo, row.hi, "diamond", TEACHER.color),
+            ("shuffled rows", row["null"], None, None, "x-thin-open", NEUTRAL),
         )
+    )
     low = min(-0.06, float(row["null"]) - 0.05) if pd.notna(row["null"]) else -0.06
     figure.update_xaxes(title="R² on held-out tokens", range=[low, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_yaxes(autorange="reversed", automargin=True)

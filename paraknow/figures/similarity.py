@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import altair as alt
 import pandas as pd
 import plotly.graph_objects as go
@@ -131,14 +133,8 @@ def _numbered(layers: pd.Series) -> list[int]:
     return [int(n) for n in sorted(layers.unique()) if int(n) % step == 0]
 
 
-def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
-    """One layer pair: its CKA with interval above what it is held against. Missing values have no mark."""
-    lines = [
-        ("CKA", row.cka, row.lo, row.hi, "diamond", TEACHER.color),
-        (NULLS["untrained"], row.untrained, None, None, "circle-open", STUDENT.color),
-        (NULLS["null_position"], row.null_position, None, None, "square-open", NEUTRAL),
-        (NULLS["null"], row["null"], row.null_lo, row.null_hi, "x-thin-open", NEUTRAL),
-    ]
+def marks(lines: Iterable[tuple[str, float, float | None, float | None, str, str]]) -> go.Figure:
+    """One mark a line: name, value, both ends of its interval, symbol, colour. Missing values have no mark."""
     figure = go.Figure()
     for name, value, low, high, symbol, color in lines:
         within = bars([value], [low], [high])
@@ -154,6 +150,18 @@ def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
                 hovertemplate=f"{name}: %{{x:.3f}}<extra></extra>",
             )
         )
+    return figure
+
+
+def one_pair(row: pd.Series, names: dict[str, str], module: str) -> go.Figure:
+    """One layer pair: its CKA with interval above what it is held against. Missing values have no mark."""
+    lines = [
+        ("CKA", row.cka, row.lo, row.hi, "diamond", TEACHER.color),
+        (NULLS["untrained"], row.untrained, None, None, "circle-open", STUDENT.color),
+        (NULLS["null_position"], row.null_position, None, None, "square-open", NEUTRAL),
+        (NULLS["null"], row["null"], row.null_lo, row.null_hi, "x-thin-open", NEUTRAL),
+    ]
+    figure = marks(lines)
     figure.update_xaxes(title=f"CKA of {plain(module)}", range=[-0.06, 1.04], zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_layout(showlegend=False, dragmode=False)

@@ -6,10 +6,11 @@ from benchmarks import faults, full_disk
 
 
 @pytest.mark.timeout(900)
-def test_twenty_kills_leave_every_run_readable_and_equal_to_an_unbroken_one(tmp_path):
-    found = faults.kills(tmp_path, 20, 0)
+def test_kills_leave_every_run_readable_and_equal_to_an_unbroken_one(tmp_path):
+    """Ten of them; twenty are in docs/results.md, by `python -m benchmarks.faults`."""
+    found = faults.kills(tmp_path, 10, 0)
     print(faults.line(found))
-    assert found["kills"] == 20 and len(found["stages"]) > 1
+    assert found["kills"] == 10 and len(found["stages"]) > 1
     assert not found["unreadable"] and not found["stuck"] and not found["unequal"]
 
 
