@@ -388,3 +388,11 @@ def test_items_can_be_searched_and_filtered(runs: Path) -> None:
     app.text_input(key="b.search").set_value("no such words anywhere").run()
     assert "No item is like that" in words(app) and not app.exception
     app.text_input(key="b.search").set_value("").run()
+
+
+def test_a_page_changed_by_code_keeps_the_run_of_its_address(runs: Path) -> None:
+    """Streamlit drops the picker's value then; talk mode goes from page to page like that."""
+    for chosen in [r.id for r in store.recorded_runs()[:2]]:
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        app.query_params["run"] = app.session_state["run_in_address"] = chosen
+        assert app.run().session_state["run"] == chosen
