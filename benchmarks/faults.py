@@ -148,6 +148,11 @@ def outcome(run: Run) -> dict[str, Any]:
 SHORT = 0.2  # seconds: a stage that is over before it can be hit
 
 
+def _in_stage(run: Run, stage: str) -> bool:
+    status = run.status()
+    return status["state"] == "running" and status.get("stage") == stage
+
+
 def kills(root: Path, count: int, seed: int) -> dict[str, Any]:
     """kill -9 of the process at work at `count` random moments, resuming after each, until every run is done.
 
@@ -167,15 +172,7 @@ def kills(root: Path, count: int, seed: int) -> dict[str, Any]:
                 process = forks.start(run)
                 to_come = [s for s in STAGE_NAMES if s == "load" or s not in run.status()["stages"]]
                 at = draw.choice([s for s in to_come if took[s] > SHORT] or to_come)
-                while (
-                    process
-                    and process.is_running()
-                    and (run.status().get("stage"), run.status()["state"])
-                    != (
-                        at,
-                        "running",
-                    )
-                ):
+                while process and process.is_running() and not _in_stage(run, at):
                     time.sleep(0.005)
                 time.sleep(draw.uniform(0.0, took[at]))
                 if process is None or not process.is_running() or found["kills"] == count:

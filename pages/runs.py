@@ -9,6 +9,7 @@ from paraknow import config as configs
 from paraknow.errors import ParaKnowError
 from paraknow.figures import tables
 from paraknow.figures.theme import short, signed
+from paraknow.report.blocks import said
 from paraknow.runs import compare, queue, store
 from paraknow.runs.store import Run
 
@@ -174,16 +175,6 @@ def one(run: Run) -> None:
         st.caption("Adapters: none here." if run.read_only else "Adapters: none yet.")
 
 
-def written(value: object) -> str | None:
-    """A setting in words; None where it has no value."""
-    if isinstance(value, dict):
-        own = {k: v for k, v in value.items() if v is not None}
-        return str(own["name"]) if set(own) == {"name"} else ", ".join(f"{k}: {written(v)}" for k, v in own.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(str(written(v)) for v in value) or "none"
-    return None if value is None else str(value)
-
-
 def two() -> None:
     """Two runs: only the settings that differ, and their results."""
     st.subheader("Compare two runs")
@@ -210,13 +201,13 @@ def two() -> None:
         st.markdown("Their settings are the same.")
     else:
         st.caption("Only the settings that differ")
-        shown = differing.map(written)
+        shown = differing.map(said)
         st.dataframe(shown, hide_index=True, column_config=DIFFERING, placeholder=shell.MISSING)
     found = compare.across(first, second)
     if found.environment:
         st.caption("Versions, devices, models and data that differ")
         st.dataframe(
-            [{k: None if v is None else str(v) for k, v in row.items()} for row in found.environment],
+            [{k: said(v) for k, v in row.items()} for row in found.environment],
             hide_index=True,
             column_config=DIFFERING,
             placeholder=shell.MISSING,

@@ -9,6 +9,7 @@ from paraknow import config as configs
 from paraknow import methods, resources
 from paraknow.config import Evaluate, Locate, Pair, Placement, RunConfig, Similarity, Tune
 from paraknow.errors import InputError, ParaKnowError
+from paraknow.report.blocks import said
 from paraknow.runs import queue, store
 
 PAIRS = ["demo:teacher", "demo:clone-teacher", "demo:equal", "demo:sibling", "demo:student"]
@@ -236,7 +237,7 @@ if asked := st.session_state.pop("t.refill", None):  # "Clone with changes" on t
     changes = st.session_state.pop("t.changes", None)
     refill(asked, changes)
     if changes:
-        listed = ", ".join(f"{k} = {v}" for k, v in changes.items())
+        listed = ", ".join(f"{k}: {said(v)}" for k, v in changes.items())
         st.info(f"Changed against {shell.escape(asked)}: {shell.escape(listed)}.", icon=":material/edit:")
 if chosen := st.session_state.pop("t.chosen", None):  # "Use this pair" on the Models page
     st.session_state.update({f"t.{name}": value for name, value in chosen.items()} | {"t.keep": True})

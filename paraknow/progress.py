@@ -5,6 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds in words; – where they are not known."""
+    if seconds is None:
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    return f"{whole / 60:.0f} min" if whole < 5400 else f"{whole / 3600:.1f} h"
+
+
 class Progress(Protocol):
     """Called after each step of a stage. May raise `paraknow.errors.Cancelled`."""
 

@@ -6,10 +6,10 @@ import pandas as pd
 import streamlit as st
 
 from pages.parts import artifacts, draw, layer_pair, shell
-from pages.parts.layer_pair import number
 from paraknow.figures import layerwise, similarity, weights
 from paraknow.figures.theme import short
 from paraknow.report import alike
+from paraknow.report.picture import number
 from paraknow.runs.store import Run
 
 Titles = dict[str, str]

@@ -7,14 +7,10 @@ import streamlit as st
 
 from pages.parts import artifacts, draw, shell
 from paraknow.figures import layerwise, similarity, weights
+from paraknow.report.picture import number
 from paraknow.runs.store import Run
 
 Titles = dict[str, str]
-
-
-def number(value: float) -> str:
-    """Two digits with a real minus, or the sign for missing."""
-    return shell.MISSING if pd.isna(value) else f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
 
 
 def interval(value: float, low: float, high: float) -> str:

@@ -12,6 +12,7 @@ from pages.parts import artifacts, draw, shell
 from paraknow import access
 from paraknow.errors import ParaKnowError
 from paraknow.figures import losses
+from paraknow.progress import duration
 from paraknow.report import answers
 from paraknow.runs import queue
 from paraknow.runs.events import EventsReader, Lines, harmless
@@ -44,7 +45,7 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         share = min(1.0, step / total) if total else 0.0
         number = STAGE_NAMES.index(stage) + 1 if stage in STAGE_NAMES else 1
         left = (
-            f"about {shell.duration(status['eta'])} left in this stage"
+            f"about {duration(status['eta'])} left in this stage"
             if status.get("eta") is not None
             else "time left not known yet"
         )
@@ -56,7 +57,7 @@ def progress(run: Run, status: dict[str, Any]) -> None:
         if run.cancelled():
             st.caption(f"It is asked to stop; if it has not after {queue.HARD:.0f} s, its process is ended.")
         elif "silent" in status:
-            silent = shell.duration(status["silent"])
+            silent = duration(status["silent"])
             st.warning(f"It has not answered for {silent}: its process is held up. Cancelling ends it.")
         st.progress(share, text=shell.escape(status.get("message") or stage or ""))
         return
@@ -66,7 +67,7 @@ def progress(run: Run, status: dict[str, Any]) -> None:
     names = {"done": "Done", "failed": "Failed", "cancelled": "Cancelled", "lost": "Lost: its process is gone"}
     done = ", ".join(s for s in STAGE_NAMES if s in finished) or "none"
     st.markdown(
-        f"{icon} **{names.get(state) or shell.escape(state)}** after {shell.duration(took)} · finished stages: {done}"
+        f"{icon} **{names.get(state) or shell.escape(state)}** after {duration(took)} · finished stages: {done}"
     )
     if status.get("error"):
         st.error(shell.sentence(status["error"]))

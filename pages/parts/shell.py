@@ -56,16 +56,6 @@ def when(seconds: float | None) -> str:
     return time.strftime("%d %b %Y, %H:%M", time.localtime(seconds)) if seconds else MISSING
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds in words."""
-    if seconds is None:
-        return MISSING
-    whole = max(0, round(seconds))
-    if whole < 90:
-        return f"{whole} s"
-    return f"{whole / 60:.0f} min" if whole < 5400 else f"{whole / 3600:.1f} h"
-
-
 def size(bytes_: float) -> str:
     """Bytes in the unit that fits."""
     return f"{bytes_ / 2**30:.2f} GiB" if bytes_ >= 2**29 else f"{bytes_ / 2**20:.0f} MiB"

@@ -117,6 +117,8 @@ def said(value: Any) -> str:
     if isinstance(value, list | tuple | np.ndarray):
         return ", ".join(said(v) for v in value) or "none"
     if isinstance(value, dict):
+        if {k for k, v in value.items() if v is not None} == {"name"}:  # a method without settings of its own
+            return str(value["name"])
         return ", ".join(f"{k}: {said(v)}" for k, v in value.items())
     return str(value)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from paraknow import checks, devices, files
+from paraknow import checks, devices, files, progress
 from paraknow import config as configs
 from paraknow.config import Placement, RunConfig
 from paraknow.errors import ParaKnowError
@@ -100,12 +100,8 @@ class Times:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in words."""
-    if seconds is None:
-        return "–"
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Seconds of a run to come in words: not under one."""
+    return progress.duration(None if seconds is None else max(1.0, seconds))
 
 
 # -- the law ---------------------------------------------------------------------------------------------

@@ -227,10 +227,8 @@ def _adapter(
     student, teacher = session.models["student"], session.models["teacher"]
     with inject.attached(student, start) as wrapped:
         if start.tuned:
-            shift, limit = (
-                changes.moved(inject.probe_logits(wrapped, probe), plain),
-                inject.TOLERANCE[student.model.dtype],
-            )
+            shift = changes.moved(inject.probe_logits(wrapped, probe), plain)
+            limit = inject.TOLERANCE[student.model.dtype]
             facts |= {"start_difference": shift, "tolerance": limit}
             if not shift <= limit:
                 row = {"model": candidate.label, "seed": seed, "tuned": True, "same": False}
