@@ -246,6 +246,24 @@ def test_a_figure_is_saved_as_a_picture(visit: Visit, tmp_path: Path) -> None:
     assert got.value.suggested_filename.endswith(".svg") and (tmp_path / "a.svg").read_text().startswith("<svg")
 
 
+def test_a_prompt_of_ones_own_is_answered_while_one_waits(visit: Visit, folder: Path) -> None:
+    """By the worker that the run above left warm: within 3 s on a quiet machine, from the press to the figures."""
+    if not any(r.path("locate", "maps.safetensors").is_file() for r in store.all_runs(folder)):
+        pytest.skip("no run with maps: the run before this test did not finish")
+    visit.open("sensitivity")
+    took = []
+    for question in ("Where was Ada Berg born?", "Which food does Ada Berg like?", "What is the job of Ada Berg?"):
+        visit.page.get_by_label("Question", exact=True).fill(question)
+        visit.page.get_by_label("Answer", exact=True).fill("York")
+        began = time.perf_counter()
+        visit.page.get_by_role("button", name="Show what it depends on").click()
+        visit.page.get_by_test_id("stText").get_by_text(question).wait_for(timeout=60_000)
+        visit.page.wait_for_selector(READY)
+        took.append(time.perf_counter() - began)
+    print(f"a prompt of one's own, from the press to the figures: {', '.join(f'{s:.2f}' for s in took)} s")
+    assert sorted(took)[1] <= 3.0 * 3 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def test_a_click_opens_a_pair_of_layers(visit: Visit, folder: Path) -> None:
     if not any(r.path("similarity", "cka.parquet").is_file() for r in store.all_runs(folder)):
         pytest.skip("no run with CKA: the run before this test did not finish")
