@@ -103,6 +103,18 @@ def test_large_matrices_use_the_fast_factors():
     assert found.residual == pytest.approx(exact, abs=2e-3)
 
 
+def test_the_fast_factors_find_the_right_directions(monkeypatch):
+    """In a spectrum that falls as slowly as trained matrices' do; and a rank that leaves no room to search is exact."""
+    monkeypatch.setattr(blocks, "EXACT_SIDE", 64)
+    torch.manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(400, 400))[0], torch.linalg.qr(torch.randn(500, 500))[0]
+    values = torch.arange(1.0, 401.0) ** -0.25
+    matrix = (left * values) @ right[:, :400].T
+    cosines = torch.linalg.svdvals(left[:, :16].T @ torch.nn.functional.normalize(blocks.factor(matrix, 16).b, dim=0))
+    assert float(cosines.min()) > 0.9999
+    torch.testing.assert_close(blocks.factor(matrix, 397).b.norm(dim=0), values[:397], atol=1e-4, rtol=0)
+
+
 def test_factor_refuses_a_rank_above_the_side():
     with pytest.raises(ValueError, match="rank 5"):
         blocks.factor(torch.ones(4, 9), 5)
