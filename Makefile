@@ -1,9 +1,9 @@
-# Two commands on a fresh machine: `make app` opens the dashboard, `make test` runs every check.
+# Two commands on a fresh machine: `make app` opens the dashboard, `make test` runs every check. `make bench` measures.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test audit setup setup-test chromium clean
+.PHONY: app test bench audit setup setup-test chromium clean
 
 app: setup
 	$(BIN)/paraknow app
@@ -14,6 +14,10 @@ test: setup-test chromium
 	$(BIN)/mypy
 	-@$(BIN)/python .ci/audit.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Speed and memory beside named rivals, part by part; writes docs/performance.md. Wants a machine that does nothing else.
+bench: setup-test
+	$(BIN)/python -m benchmarks
 
 # Known vulnerabilities of what is installed. Here they are an error; in `test` they are shown and fail nothing, so that
 # an advisory of today does not turn yesterday's commit red.

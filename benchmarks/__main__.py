@@ -1,43 +1,66 @@
-"""`python -m benchmarks [NAME …] [--json]`: ratios against rivals on this machine's CPU; see gpu.py for a GPU."""
+"""`python -m benchmarks [PART …] [--json]`, or `make bench`: what is measured of speed and memory, part by part.
+
+Every part is a module beside this one with a command of its own, `python -m benchmarks.PART [--json]`, that writes its
+part of docs/performance.md. Each runs in a process of its own, so that none inherits another's memory or threads.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker sets it, before torch is imported
-
-import torch
-
-from benchmarks import comparing, evaluating, locating
 from paraknow.screen import emit, table
 
-CPU = torch.device("cpu")
-BENCHMARKS = {
-    "sensitivity": lambda: locating.sensitivity_cost(CPU),
-    "blocks": lambda: locating.block_choice(CPU),
-    "neurons": lambda: locating.attribution(CPU, 5),
-    "cka": lambda: comparing.cka_cost(CPU),
-    "evaluation": lambda: evaluating.evaluation_cost(CPU),
-}
+PARTS = ("ratios", "growth", "profiles", "pages", "start", "memory", "scale", "gpu")
+NOTHING_TO_MEASURE = 3  # a part's exit code where the machine lacks what it measures
+WORDS = {0: "done", 1: "a limit was not held", NOTHING_TO_MEASURE: "nothing to measure on this machine"}
 
 
-def main() -> int:
+def run(part: str, as_json: bool) -> tuple[int, dict[str, Any] | None]:
+    """One part's exit code and, where it was asked for, the object that it printed; None where it printed none."""
+    command = [sys.executable, "-m", f"benchmarks.{part}", *["--json"] * as_json]
+    # as the worker sets it: threads that wait by spinning would count as work
+    environment = {"GOMP_SPINCOUNT": "1000", **os.environ}
+    done = subprocess.run(command, stdout=subprocess.PIPE if as_json else None, text=True, env=environment)
+    try:
+        printed = json.loads(done.stdout) if as_json else None
+    except ValueError:
+        return done.returncode or 4, None
+    return done.returncode, printed if isinstance(printed, dict) else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: parts done or nothing to measure; 1: one failed or a limit was not held; 2: no such part; 130: cancelled."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(BENCHMARKS):
-        print(f"benchmarks: no such benchmark: {', '.join(sorted(unknown))}.", file=sys.stderr)
+    there = [part for part in PARTS if find_spec(f"benchmarks.{part}")]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(there)}; all by default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all that the parts print")
+    arguments = parser.parse_args(argv)
+    if unknown := [part for part in arguments.parts if part not in there]:
+        print(f"benchmarks: there is no part {unknown[0]!r}; the parts are {', '.join(there)}.", file=sys.stderr)
         return 2
-    rows = [r.row() for name in arguments.names or BENCHMARKS for r in BENCHMARKS[name]()]
+    rows, printed = [], {}
+    for part in dict.fromkeys(arguments.parts or there):
+        print(f"benchmarks: {part}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        try:
+            code, printed[part] = run(part, arguments.json)
+        except KeyboardInterrupt:
+            print(f"benchmarks: broken off in {part}.", file=sys.stderr)
+            return 130
+        rows.append({"part": part, "code": code, "seconds": round(time.perf_counter() - began, 1)})
     if arguments.json:
-        emit({"benchmarks": rows})
+        emit({"parts": rows, "printed": printed})
     else:
-        shown = [{**r, "rounds": " ".join(f"{x:.3g}" for x in r["rounds"])} for r in rows]
-        table([{k: r[k] for k in ("what", "rival", "value", "limit", "held", "rounds")} for r in shown], "Ratios")
-    return 0 if all(r["held"] for r in rows) else 1
+        table([{**row, "code": WORDS.get(row["code"], f"failed ({row['code']})")} for row in rows], "Parts")
+    return 0 if all(row["code"] in (0, NOTHING_TO_MEASURE) for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from paraknow.data import Encoded
 from paraknow.models import Loaded
 
 SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8192}
+SMALLER = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "vocab_size": 8192}
 # Llama-2 7B's own sizes
 SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
 
@@ -20,6 +21,7 @@ class Words:
     """Stands in for a tokenizer: token k reads as the word wk."""
 
     all_special_ids = (0,)
+    pad_token_id = 0
 
     def decode(self, ids: list[int]) -> str:
         return " ".join(f"w{i}" for i in ids)
