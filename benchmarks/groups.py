@@ -1,7 +1,7 @@
 """`python -m benchmarks.groups`: sensitivity in groups of layers: peak memory over its estimate, time over one group's.
 
-A random Llama on the CPU. Maps are dropped group by group, as locating drops them. Times are the processor's, medians of
-rounds in which every way has its turn, beside what counting operations says they should be.
+A random Llama on the CPU. Maps are dropped group by group, as locating drops them. Times are the processor's, medians
+of rounds in which every way has its turn, beside what counting operations says they should be.
 """
 
 from __future__ import annotations
