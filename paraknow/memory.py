@@ -23,7 +23,7 @@ from paraknow.methods.base import Candidate
 from paraknow.passes import NOTHING_READ
 
 COARSE = 512**2  # cells of a coarse map (locate.sensitivity)
-LENS = {"cpu": 2**19, "cuda": 2**24}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
+LENS = {"cpu": 2**19, "cuda": 2**25}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
 LONGEST = 8  # examples whose tokens are counted
 CONTEXT = 600 * 2**20  # what CUDA and its libraries take of a GPU for themselves
 TEMPLATE = {False: 8, True: 64}  # tokens that a prompt's frame adds, by whether it is a chat template
@@ -263,7 +263,7 @@ def _located(case: Case, base: Parts, config: RunConfig, number: int, lengths: L
     if config.locate.neurons == "none":
         return passes
     seeds, query = config.locate.seeds, a.heads * a.head_dim
-    states = 4 * seeds * a.layers * (3 * a.hidden + query + a.ffn)
+    states = 4 * seeds * a.layers * (3 * a.hidden + 2 * query + 2 * a.ffn)  # and every seed's scores
     lens = 4 * a.vocabulary * a.hidden * (1 if width == 4 else 2)
     chunk = 4 * max(LENS[device], a.vocabulary)
     work = 3 * chunk + 4 * 4 * seeds * a.vocabulary + 4 * 3 * seeds * max(query, a.ffn)
