@@ -177,7 +177,7 @@ def locate(
             chosen = matched or choose_layers(summed, student.architecture.layers, settings.layers, seed)
             located.layers = _layers_table(scores, chosen, settings.layers)
             shapes = _shares(teacher, student, settings)
-        about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed)
+        about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed, loaded.device)
         located.agreement = pd.concat([about, located.agreement], ignore_index=True)
         report(1, 2)
         maps, table = combine(parts)

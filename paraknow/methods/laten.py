@@ -82,6 +82,17 @@ def counts(student: Architecture, rate: float) -> dict[str, int]:
     return {kind: max(1, round(rate * size)) for kind, size in sizes(student).items()}
 
 
+def held(teacher: Checkpoint, student: Checkpoint, settings: LatenSettings) -> int:
+    """Numbers kept at a step's peak: both sets of teacher neurons (of one example, of all) and what the networks make
+    of them with its gradient; Δ, its gradient, the best Δ and the scored one; networks with AdamW's two moments."""
+    t, s = teacher.architecture, student.architecture
+    modules = (*PAPER_MODULES, "gate") if settings.gate else PAPER_MODULES
+    moved = counts(s, settings.rate)
+    neurons = s.layers * sum(moved[KINDS[module]] for module in modules)
+    scored = settings.extract_examples * sum(a.layers * sum(sizes(a).values()) for a in (t, s))
+    return neurons * (4 * t.hidden + 5 * s.hidden) + 4 * len(modules) * t.hidden * (t.hidden + s.hidden) + scored
+
+
 def check(teacher: Checkpoint, student: Checkpoint, settings: LatenSettings) -> None:
     """Raises InputError where a layer of the teacher has fewer neurons than are to be replaced in the student's."""
     offered, modules = sizes(teacher.architecture), {"ffn": "up", "attention": "o", "value": "v"}
@@ -323,5 +334,6 @@ METHOD = Method(
     settings=LatenSettings,
     locates=True,
     check=check,
+    holds=held,
     variants={"random_window": random_neurons},
 )
