@@ -1,28 +1,44 @@
-"""`python -m benchmarks.gpu`: the same ratios at the sizes of a 7B model, on a CUDA device, with absolute times."""
+"""`python -m benchmarks.gpu [--quick] [--only NAME …] [--json] [--write]`: a GPU at true sizes, in one call.
+
+First, small models: what the device gives, against float32 on the CPU. Then two pairs of true shapes with random
+weights in bfloat16: seconds and memory against limits. Last, ratios against bare passes. Every part has a limit of its
+own, and all of them --limit-seconds; what was not measured is named. Without a GPU, or with --quick, the same parts run
+on pairs of the same proportions, a few hundred thousand times smaller, and no limit is judged.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from benchmarks import comparing, locating
+from benchmarks import agreeing, shapes, sized, written
 from benchmarks.measure import Ratio, slow_down
 from benchmarks.models import SEVEN, llama
+from benchmarks.shapes import SMALL_WORK, Work
 from paraknow.config import Similarity
-from paraknow.models import Loaded
-from paraknow.screen import table
+from paraknow.models import Loaded, release
+from paraknow.screen import emit, table
 from paraknow.similarity.activations import OUTPUTS, batches
 from paraknow.similarity.cka import Stream
 
 ROWS, LENGTH = 512, 128
+PATIENCE = 2  # a part is broken off at so many times its limit
+RATIO_SECONDS = 45  # time that must be left for one more ratio
+NAMES = ("check", *(part.name.split(",")[0] for part in sized.PARTS), "ratios")
 
 
 def cka_at_seven(device: torch.device) -> list[Ratio]:
     """All outputs of two models of 7B shapes, with intervals and nulls, over two bare forward passes of each text."""
+    from benchmarks.comparing import texts
+
     pair = [llama(device, torch.bfloat16, seed, **SEVEN) for seed in (0, 1)]
-    points = comparing.texts(ROWS, LENGTH, SEVEN["vocab_size"])
+    points = texts(ROWS, LENGTH, SEVEN["vocab_size"])
     settings, layers = Similarity(), SEVEN["num_hidden_layers"]
 
     def ours() -> None:
@@ -47,26 +63,157 @@ def cka_at_seven(device: torch.device) -> list[Ratio]:
     return [slow_down("CKA at 7B shapes, 512 texts", "two bare forward passes", ours, theirs, 1.5, 3)]
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("benchmarks.gpu: no CUDA device is available here; nothing was measured.", file=sys.stderr)
-        return 3
-    device = torch.device("cuda")
-    jobs = {
+def ratios(device: torch.device, left: Callable[[], float], lacking: list[str]) -> list[Ratio]:
+    """Ratios against bare passes, as long as there is time; what is left out is added to `lacking`."""
+    from benchmarks import comparing, locating
+
+    jobs: dict[str, Callable[[], list[Ratio]]] = {
         "sensitivity": lambda: locating.sensitivity_cost(device, SEVEN, torch.bfloat16),
-        "neurons": lambda: locating.attribution(device, 20),
-        "cka": lambda: comparing.cka_cost(device),
-        "cka 7B": lambda: cka_at_seven(device),
+        "CKA at 7B shapes": lambda: cka_at_seven(device),
+        "attribution": lambda: locating.attribution(device, 20),
     }
-    rows = []
+    if importlib.util.find_spec("cka"):
+        jobs["CKA against pytorch-cka"] = lambda: comparing.cka_cost(device)
+    else:
+        lacking.append("the ratio of CKA to pytorch-cka (that package is not installed)")
+    found: list[Ratio] = []
     for name, job in jobs.items():
-        began = time.perf_counter()
-        rows += [r.row() for r in job()]
-        print(f"{name}: {time.perf_counter() - began:.1f} s in all", file=sys.stderr, flush=True)
-        torch.cuda.empty_cache()
-    print(torch.cuda.get_device_name(device), torch.__version__)
-    table([{k: r[k] for k in ("what", "rival", "value", "limit", "held")} for r in rows], "Ratios")
-    return 0 if all(r["held"] for r in rows) else 1
+        if left() < RATIO_SECONDS:
+            lacking.append(f"the ratio of {name} (no time left)")
+            continue
+        found += job()
+        release()
+        _say(f"ratio of {name}", left)
+    return found
+
+
+def true_sizes(
+    device: torch.device, tiny: bool, wanted: Sequence[str], left: Callable[[], float], lacking: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each part of each pair; `tiny` ones are given no limit, and their estimates are those of true sizes."""
+    rows = []
+    for name in shapes.PAIRS:
+        parts = [part for part in sized.PARTS if part.name.split(",")[0] in wanted]
+        if not parts:
+            continue
+        began = time.monotonic()
+        pair = shapes.pair(name, device, tiny)
+        whole = shapes.pair(name, torch.device("meta")) if tiny else pair
+        _say(f"{name}: made in {time.monotonic() - began:.1f} s", left)
+        for part in parts:
+            seconds = min(left(), PATIENCE * part.seconds)
+            if seconds < 1:
+                lacking.append(f"{name}: {part.name} (no time left)")
+                continue
+            row = {"pair": name, **sized.measure(part, pair, SMALL_WORK if tiny else Work(), seconds)}
+            if tiny:
+                estimated = round(part.estimate(whole, Work()) / 2**30, 1)
+                row |= {"limit": None, "GiB limit": None, "estimated": estimated, "held": None}
+                lacking.append(f"{name}: {part.name}")
+            rows.append(row)
+            _say(f"{name}: {part.name}: {row['seconds']} s {row['notes']}", left)
+        del pair, whole
+        release()
+    return rows
+
+
+def _say(text: str, left: Callable[[], float]) -> None:
+    print(f"{text} ({left():.0f} s left)", file=sys.stderr, flush=True)
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: "–" if v is None or v == "" else v for k, v in row.items()} for row in rows]
+
+
+def _body(device: str, found: dict[str, Any]) -> str:
+    """The part of docs/performance.md."""
+    parts = []
+    if found["check"]:
+        worst: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in found["check"]:
+            key = row["what"], row["type"]
+            if key not in worst or row["difference"] > worst[key]["difference"]:
+                worst[key] = row
+        names = ("what", "type", "difference", "tolerance", "held")
+        rows = [{n: f"{r[n]:.2g}" if isinstance(r[n], float) else r[n] for n in names} for r in worst.values()]
+        parts += [f"Small models, {device} against float32 on the CPU, the worse of tied and untied:", _table(rows)]
+    if found["sizes"]:
+        about = (
+            "Tiny shapes of the same proportions: seconds mean nothing. The estimate is that of the true sizes, "
+            "by the formulas of `paraknow.memory`, weights included."
+            if found["tiny"]
+            else "Random weights in bfloat16; GiB are what torch held at most, both models included."
+        )
+        parts += [about, _table(_shown(found["sizes"]))]
+    if found["ratios"]:
+        names = ("what", "rival", "value", "limit", "held")
+        parts.append(_table([{n: f"{r[n]:.3g}" if n == "value" else r[n] for n in names} for r in found["ratios"]]))
+    if found["lacking"]:
+        parts.append("Not measured: " + "; ".join(found["lacking"]) + ".")
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return written.markdown(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all checks and limits held; 1: not so; 2: an unknown name."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes on a GPU too")
+    parser.add_argument("--only", nargs="+", default=NAMES, metavar="NAME", help=f"of: {'; '.join(NAMES)}")
+    parser.add_argument("--limit-seconds", type=float, default=540.0, help="after which nothing more is begun")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.only) - set(NAMES):
+        print(
+            f"benchmarks.gpu: no such part: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}.",
+            file=sys.stderr,
+        )
+        return 2
+    cuda = torch.cuda.is_available()
+    device, tiny, lacking = torch.device("cuda" if cuda else "cpu"), arguments.quick or not cuda, []
+    name = torch.cuda.get_device_name(device) if cuda else "CPU"
+
+    def left() -> float:
+        return began + arguments.limit_seconds - time.monotonic()
+
+    found: dict[str, Any] = {"device": name, "torch": torch.__version__, "tiny": tiny, "lacking": lacking}
+    found["check"] = agreeing.check(device) if "check" in arguments.only else []
+    wrong = agreeing.failed(found["check"])
+    found["sizes"] = [] if wrong else true_sizes(device, tiny, arguments.only, left, lacking)
+    found["ratios"] = []
+    if "ratios" in arguments.only and not wrong:
+        if tiny:
+            lacking.append("ratios at the sizes of a 7B model")
+        else:
+            found["ratios"] = [r.row() for r in ratios(device, left, lacking)]
+    _print(found, arguments.json)
+    if wrong:
+        print(f"benchmarks.gpu: {name} does not give what the CPU gives: {'; '.join(wrong)}.", file=sys.stderr)
+        return 1
+    if arguments.write:
+        command = "python -m benchmarks.gpu --write" + " --quick" * arguments.quick
+        written.put("gpu", "On a GPU, at true sizes", command, _body(name, found))
+    judged = [] if tiny else [*found["sizes"], *found["ratios"]]
+    return 0 if all(row["held"] for row in judged) else 1
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit({"gpu": found})
+        return
+    print(f"{found['device']}, torch {found['torch']}")
+    for rows, title in ((found["check"], "Against float32 on the CPU"), (found["sizes"], "Sizes")):
+        if rows:
+            small = " (tiny shapes: seconds mean nothing; estimates are of true sizes)" if found["tiny"] else ""
+            table(_shown(rows), title + small * (title == "Sizes"))
+    if found["ratios"]:
+        table([{k: r[k] for k in ("what", "rival", "value", "limit", "held")} for r in found["ratios"]], "Ratios")
+    if found["lacking"]:
+        print("Not measured: " + "; ".join(found["lacking"]) + ".")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from paraknow import chance
 from paraknow.errors import RunError
 from paraknow.files import replacing_folder
 from paraknow.methods.base import Align, Start
@@ -96,7 +97,7 @@ def attached(student: Loaded, start: Start) -> Iterator[Any]:
         twins.append(FROZEN)
     wrapped: Any = None
     try:
-        with torch.random.fork_rng():  # peft draws a start of its own, which is overwritten
+        with chance.drawn_from(0):  # peft draws a start of its own, which is overwritten
             wrapped = get_peft_model(student.model, config, adapter_name=MOVING)
             if FROZEN in twins:
                 wrapped.add_adapter(FROZEN, config)
@@ -214,8 +215,7 @@ def peft_start(
         paths = {place: student.architecture.path(place[1], place[0]) for place in members}
         own = kind == initialise
         copied: Any = copy.deepcopy(student.model)
-        with torch.random.fork_rng():
-            torch.manual_seed(align.seed)
+        with chance.drawn_from(align.seed):
             config = _lora_config(list(paths.values()), rank)
             config.init_lora_weights = kind
             try:

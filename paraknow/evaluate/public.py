@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from paraknow import chance
 from paraknow.errors import InputError, RunError
 from paraknow.evaluate import catalogue, harness, own
 from paraknow.evaluate.benchmarks import Plan, no_template, unreachable
@@ -55,24 +55,15 @@ def tasks(plan: Plan, chat: bool = False) -> Tasks:
 @contextmanager
 def seeded() -> Iterator[None]:
     """Chance as lm-eval's command line begins with it; afterwards it goes on as if nothing had been drawn."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
-            _seed(bool(devices))
+        with chance.drawn_from(OTHER_SEED):
+            random.seed(RANDOM_SEED)
+            np.random.seed(OTHER_SEED)
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _seed(cuda: bool) -> None:
-    random.seed(RANDOM_SEED)
-    np.random.seed(OTHER_SEED)
-    # torch.manual_seed would leave a seed behind for a GPU that has not been used yet
-    torch.default_generator.manual_seed(OTHER_SEED)
-    if cuda:
-        torch.cuda.manual_seed_all(OTHER_SEED)
 
 
 def _settle(made: Tasks) -> None:

@@ -35,6 +35,21 @@ def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
 
 
+def rank_correlation(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The same of two tensors of one shape; on a GPU it is worked out there, for sorting is most of it."""
+    if not one.is_cuda:
+        return float(rank_correlations(one.flatten().numpy(), other.flatten().numpy())[0])
+    a, b = (ranks(x.flatten()) - (x.numel() + 1) / 2 for x in (one, other))
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()) if len(a) > 2 else np.nan
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Ranks from 1 on of (n,) numbers, float64; equal ones share the mean of theirs."""
+    ordered = values.sort().values
+    below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (below + up_to + 1).double() / 2
+
+
 def split_half(table: pd.DataFrame, layers: int, seed: int = 0) -> tuple[float, float, float, int]:
     """Correlation of layer scores between random halves of the seeds: mean, 2.5 and 97.5 %, seeds.
 
@@ -98,12 +113,14 @@ def agreement(
     shapes: dict[str, tuple[float, float]] | None = None,
     structure: str = "window",
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """All that can be said about one model: halves of the seeds per task, and every pair of tasks.
 
     `chosen` are the layers that are cut, `shapes` the blocks' sizes per module as shares of the teacher's matrix
-    (the teacher alone has them). Columns: about (split_half, tasks), model, task, other, what (layer_scores,
-    chosen_layers, map, block), module, layer, value, chance, lo, hi, n (seeds). See docs/METHODS.md 1.2.
+    (the teacher alone has them). Maps are compared on `device`, or where they lie. Columns: about (split_half, tasks),
+    model, task, other, what (layer_scores, chosen_layers, map, block), module, layer, value, chance, lo, hi, n (seeds).
+    See docs/METHODS.md 1.2.
     """
     rows: list[dict[str, Any]] = []
 
@@ -117,9 +134,8 @@ def agreement(
             first, second = (choose_layers(s, len(chosen), "sensitivity") for s in scores)
             add(about, *names, "chosen_layers", *overlap_of_layers(first, second, layers), n=n)
         for layer, module in ((k, m) for m in shapes or () for k in chosen):
-            one, other = (x[(layer, module)] for x in maps)
-            value = float(rank_correlations(*(x.flatten().cpu().numpy() for x in (one, other)))[0])
-            add(about, *names, "map", value, 0.0, module=module, layer=layer, n=n)
+            one, other = (x[(layer, module)].to(device or x[(layer, module)].device) for x in maps)
+            add(about, *names, "map", rank_correlation(one, other), 0.0, module=module, layer=layer, n=n)
             if not structure.startswith("random"):
                 both = overlap_of_blocks(one, other, shapes[module], structure, seed)  # type: ignore[index]
                 add(about, *names, "block", *both, module=module, layer=layer, n=n)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from paraknow import chance
+
 WINDOWS = ("window", "random_window")
 
 
@@ -141,11 +143,10 @@ def factor(block: torch.Tensor, rank: int, seed: int = 0) -> Factors:
         u, s, vh = torch.linalg.svd(block, full_matrices=False)
         u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     else:
-        with torch.random.fork_rng(devices=[block.device] if block.is_cuda else []):
-            torch.manual_seed(seed)
+        with chance.drawn_from(seed):
             u, s, v = torch.svd_lowrank(block, q=directions, niter=12)
         u, s, vh = u[:, :rank], s[:rank], v[:, :rank].T
     b = u * s
-    norm = float(block.norm())
-    residual = float((block - b @ vh).norm()) / norm if norm else 0.0
+    norm, rest = torch.stack([block.norm(), (block - b @ vh).norm()]).tolist()
+    residual = rest / norm if norm else 0.0
     return Factors(b.contiguous(), vh.contiguous(), residual)

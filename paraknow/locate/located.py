@@ -183,7 +183,7 @@ def locate(
             located.layers = _layers_table(scores, chosen, settings.layers)
             located.blocks = choice.blocks(chosen)
             shapes = _shares(teacher, student, settings)
-        about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed)
+        about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed, loaded.device)
         located.agreement = pd.concat([about, located.agreement], ignore_index=True)
         tables.append(joined(parts).assign(model=name))
         part(progress, begin + 1000, whole, name, scale=50)(1, 1)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from paraknow.memory import Case, Parts
 
 COARSE = 512**2  # cells of a coarse map (locate.sensitivity)
-LENS = {"cpu": 2**19, "cuda": 2**24}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
+LENS = {"cpu": 2**19, "cuda": 2**25}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
 PINNED = 2 * 4 * 2**22  # two buffers that scores pass through on their way to host memory (locate.accumulators)
 
 
@@ -60,7 +60,7 @@ def located(case: Case, base: Parts, config: RunConfig, number: int, tokens: int
     ways = [passes, found.plus(other=2 * 8 * widest + 4 * model.largest)]
     if settings.neurons != "none":
         seeds, query = settings.seeds, a.heads * a.head_dim
-        states = 4 * seeds * a.layers * (3 * a.hidden + query + a.ffn)
+        states = 4 * seeds * a.layers * (3 * a.hidden + 2 * query + 2 * a.ffn)  # and every seed's scores
         lens = 4 * a.vocabulary * a.hidden * (1 if width == 4 else 2)
         chunk = 4 * max(LENS[case.device], a.vocabulary)
         work = 3 * chunk + 4 * 4 * seeds * a.vocabulary + 4 * 3 * seeds * max(query, a.ffn)

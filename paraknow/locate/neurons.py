@@ -12,23 +12,23 @@ the sum over those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from paraknow.data import Encoded
-from paraknow.errors import InputError, RunError
 from paraknow.locate.agreement import rank_correlations
+from paraknow.locate.states import States, collect
 from paraknow.models import Loaded
 from paraknow.progress import Beating, Progress, part, silent
 
 Key = tuple[int, str]  # (layer, kind)
 SUBLAYERS = ("attention", "ffn")
-BUDGET = 2**24
+BUDGET = 2**25  # numbers of a chunk of neurons × vocabulary: enough work for every processor of a large GPU
+TILE = 128  # a GPU multiplies rows in tiles of so many; two rows above that would take as long as twice as many
 CPU_BUDGET = 2**19  # what a core's own cache holds: four times as fast as 2**24 there
 LARGE = 0.5  # nats
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -42,7 +42,7 @@ class Attribution:
     ffn (f,), value (g·e,). `scores` are exact where that was asked for, else they are the first-order ones.
     `layer_scores` (seeds, L, 2) is what attention and FFN as a whole add; `summed` (seeds, L, 2) is the sum of
     their neurons' scores. `activation` is the mean over seeds of c·m (of c·u for attention). `words` are the
-    content tokens, `skipped` the seeds that have none.
+    content tokens, `skipped` the seeds that have none. `each` holds the scores of every seed alone (seeds, ·).
     """
 
     scores: dict[Key, torch.Tensor]
@@ -53,32 +53,7 @@ class Attribution:
     words: list[str]
     skipped: list[int]
     rank_correlation: dict[Key, float]
-
-
-@dataclass
-class States:
-    """What the seeds leave at the position before their word, float32: (seeds, L, ·); c and words are (seeds,)."""
-
-    x: torch.Tensor
-    attention: torch.Tensor
-    ffn: torch.Tensor
-    u: torch.Tensor
-    m: torch.Tensor
-    c: torch.Tensor
-    words: torch.Tensor
-    skipped: list[int]
-
-
-def content_position(ids: Sequence[int], answer_start: int, tokenizer: Any) -> int | None:
-    """Index in `ids` of the answer's last token that holds a letter or digit, or None.
-
-    Special tokens (the end token among them) never count.
-    """
-    special = set(tokenizer.all_special_ids)
-    for position in range(len(ids) - 1, answer_start - 1, -1):
-        if ids[position] not in special and any(c.isalnum() for c in tokenizer.decode([ids[position]])):
-            return position
-    return None
+    each: dict[Key, torch.Tensor]
 
 
 def attribute(
@@ -107,41 +82,65 @@ def score(
     `how`: `exact` puts each neuron's own contribution through the lens, in chunks so that neurons × vocabulary
     stays under `budget` float32 numbers; `first_order` follows the derivative and needs no such matrix. With
     `exact` both are computed and their Spearman correlation is reported.
+
+    The host looks at the device once, after the last layer, to see which gains `_settle` has to take again.
     """
     if how not in ("exact", "first_order"):
         raise ValueError(f"unknown way to attribute: {how!r}")
     budget = budget or (CPU_BUDGET if loaded.device.type == "cpu" else BUDGET)
-    read, words, whole = _readout(loaded), states.words, []
+    read, words, layers = _readout(loaded), states.words, range(loaded.architecture.layers)
     texts = [loaded.tokenizer.decode([word]) for word in words.tolist()]
-    found = Attribution({}, {}, torch.empty(0), torch.empty(0), {}, texts, states.skipped, {})
+    found = Attribution({}, {}, torch.empty(0), torch.empty(0), {}, texts, states.skipped, {}, {})
+    own: dict[Key, torch.Tensor] = {}
     report = Beating(progress)
-    for layer in range(loaded.architecture.layers):
-        x, attention = states.x[:, layer], states.attention[:, layer]
-        sublayers = {
-            "attention": (x, attention, states.u[:, layer], "o"),
-            "ffn": (x + attention, states.ffn[:, layer], states.m[:, layer], "down"),
-        }
-        row = []
-        for kind, (residual, output, activations, module) in sublayers.items():
-            key, matrix = (layer, kind), loaded.weight(module, layer)
-            base, weights = (residual * states.c[:, None]) @ read.T, activations * states.c[:, None]
-            first = weights * (_slope(base.softmax(-1), words, read) @ matrix.float())
-            scores = first if how == "first_order" else _exact(base, words, weights, matrix, read, budget, report)
-            found.scores[key], found.first_order[key] = scores.sum(0), first.sum(0)
-            found.activation[key] = weights.mean(0)
+    for layer in layers:
+        for kind in SUBLAYERS:
+            key, job = (layer, kind), _sublayer(loaded, states, layer, kind)
+            p = (job.residual @ read.T).softmax(-1)
+            first = job.weights * (_slope(p, words, read) @ job.matrix.float())
+            found.first_order[key], found.activation[key] = first.sum(0), job.weights.mean(0)
             # A sublayer is one more neuron, whose column is its whole output.
-            gain = _sublayer(base, words, output * states.c[:, None], read)
-            row.append(torch.stack([gain, scores.sum(1)], -1))
-            if how == "exact":
-                both = (found.scores[key].cpu().numpy(), found.first_order[key].cpu().numpy())
-                found.rank_correlation[key] = float(rank_correlations(*both)[0])
+            own[key] = _output_gain(p, words, job.output @ read.T)
+            exact = how == "exact"
+            found.each[key] = _exact(p, words, job.weights, job.matrix, read, budget, report) if exact else first
+        report(layer + 1, len(layers))
+    _settle_all(loaded, states, read, own, found.each if how == "exact" else {}, budget)
+    found.scores = {key: values.sum(0) for key, values in found.each.items()}
+    for layer in layers:
+        found.each[(layer, "value")] = _value_rows(found.each[(layer, "attention")], loaded)
         for kept in (found.scores, found.first_order):
             kept[(layer, "value")] = _value_rows(kept[(layer, "attention")], loaded)
-        whole.append(torch.stack(row, 1))
-        report(layer + 1, loaded.architecture.layers)
-    stacked = torch.stack(whole, 1).cpu()  # (seeds, L, 2 sublayers, own | summed)
-    found.layer_scores, found.summed = stacked[..., 0], stacked[..., 1]
+
+    def over_layers(of: Callable[[Key], torch.Tensor]) -> torch.Tensor:
+        """(seeds, L, 2) on the host."""
+        return torch.stack([torch.stack([of((layer, k)) for k in SUBLAYERS], -1) for layer in layers], 1).cpu()
+
+    found.layer_scores, found.summed = over_layers(own.__getitem__), over_layers(lambda key: found.each[key].sum(1))
+    for kind in SUBLAYERS if how == "exact" else ():
+        both = (torch.stack([s[(layer, kind)] for layer in layers]) for s in (found.scores, found.first_order))
+        rho = rank_correlations(*(s.cpu().numpy() for s in both))
+        found.rank_correlation |= {(layer, kind): float(rho[layer]) for layer in layers}
     return found
+
+
+@dataclass
+class _Sublayer:
+    """One sublayer as the seeds met it, times c: the residual before it and its output (seeds, d), its neurons'
+    activations (seeds, n); and its matrix (d, n) in the model's own type."""
+
+    residual: torch.Tensor
+    output: torch.Tensor
+    weights: torch.Tensor
+    matrix: torch.Tensor
+
+
+def _sublayer(loaded: Loaded, states: States, layer: int, kind: str) -> _Sublayer:
+    x, attention, c = states.x[:, layer], states.attention[:, layer], states.c[:, None]
+    if kind == "attention":
+        return _Sublayer(x * c, attention * c, states.u[:, layer] * c, loaded.weight("o", layer))
+    return _Sublayer(
+        (x + attention) * c, states.ffn[:, layer] * c, states.m[:, layer] * c, loaded.weight("down", layer)
+    )
 
 
 def _slope(p: torch.Tensor, words: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
@@ -153,32 +152,23 @@ def _slope(p: torch.Tensor, words: torch.Tensor, read: torch.Tensor) -> torch.Te
     return others.sum(1, keepdim=True) * read[words] - others @ read
 
 
-def _gain(p: torch.Tensor, word: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-    """log p_w(base + added) − log p_w(base) for rows of `added` logits (n, V), p = softmax(base).
+def _gain(p: torch.Tensor, word: torch.Tensor, added: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """log p_w(base + δ) − log p_w(base) for rows of logits δ = weights · added, (n,) and (n, V), p = softmax(base).
 
-    It is −log Σ_v p_v exp(δ_v), δ = added − added_w, taken by expm1 so that a change of 1e-9 nats is not lost
-    beside a log-probability of 1. A large gain is not sure to be right this way: see `_settle`.
+    It is −log Σ_v p_v exp(δ_v − δ_w), taken by expm1 so that a change of 1e-9 nats is not lost beside a
+    log-probability of 1. A large gain is not sure to be right this way: see `_settle`.
     """
-    shift = added.index_select(1, word[None])
-    return -torch.log1p((added - shift).expm1_() @ p)
+    moved = added - added.index_select(1, word[None])
+    return -torch.log1p(moved.mul_(weights[:, None]).expm1_() @ p)
 
 
-def _settle(
-    gain: torch.Tensor, base: torch.Tensor, words: torch.Tensor, logits: Logits, budget: int = CPU_BUDGET
-) -> None:
-    """Take again, by logsumexp, what expm1 cannot: gains (seeds, n) above LARGE, where it cancels, or not finite.
-
-    `logits(seeds, columns)` (k, V) are what those columns add for those seeds; at most `budget` numbers at once.
-    """
-    pairs = ((gain > LARGE) | ~torch.isfinite(gain)).nonzero()
-    for some in pairs.split(max(1, budget // base.shape[1])):
-        seeds, columns = some.unbind(1)
-        after, before = (base[seeds] + logits(seeds, columns)).log_softmax(-1), base[seeds].log_softmax(-1)
-        gain[seeds, columns] = (after - before).gather(1, words[seeds, None])[:, 0]
+def _output_gain(p: torch.Tensor, words: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """The same where every seed has a row of logits of its own: p and added (seeds, V), the gains (seeds,)."""
+    return -torch.log1p(((added - added.gather(1, words[:, None])).expm1_() * p).sum(1))
 
 
 def _exact(
-    base: torch.Tensor,
+    p: torch.Tensor,
     words: torch.Tensor,
     weights: torch.Tensor,
     matrix: torch.Tensor,
@@ -186,36 +176,68 @@ def _exact(
     budget: int,
     progress: Beating,
 ) -> torch.Tensor:
-    """log p_w(base + c·m_i·W[:, i]) − log p_w(base) for every seed and neuron (seeds, neurons).
+    """log p_w(base + c·m_i·W[:, i]) − log p_w(base) for every seed and neuron (seeds, neurons); see `_gain`.
 
     The logits that a column adds are computed once, chunk by chunk, and shared by all seeds.
     """
-    p, scores = base.softmax(-1), torch.empty_like(weights)
-    for columns in torch.arange(matrix.shape[1], device=matrix.device).split(max(1, budget // read.shape[0])):
-        added = matrix[:, columns].float().T @ read.T  # (chunk, V)
-        for seed, word in enumerate(words):
-            scores[seed, columns] = _gain(p[seed], word, added * weights[seed, columns, None])
+    scores, size = torch.empty_like(weights), max(1, budget // read.shape[0])
+    size -= size % TILE if size > TILE else 0
+    for first in range(0, matrix.shape[1], size):
+        some = slice(first, first + size)
+        added = matrix[:, some].float().T @ read.T  # (chunk, V)
+        for seed in range(len(words)):
+            scores[seed, some] = _gain(p[seed], words[seed], added, weights[seed, some])
         progress.beat()
-
-    def logits(seeds: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        return weights[seeds, columns, None] * (matrix[:, columns].float().T @ read.T)
-
-    _settle(scores, base, words, logits, budget)
     return scores
 
 
-def _sublayer(base: torch.Tensor, words: torch.Tensor, output: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """log p_w(base + lens(output)) − log p_w(base), (seeds,)."""
-    added, p = output @ read.T, base.softmax(-1)
-    gain = torch.stack([_gain(p[s], word, added[s : s + 1]) for s, word in enumerate(words)])  # (seeds, 1)
-    _settle(gain, base, words, lambda seeds, _: added[seeds])
-    return gain[:, 0]
+def _settle_all(
+    loaded: Loaded,
+    states: States,
+    read: torch.Tensor,
+    own: dict[Key, torch.Tensor],
+    each: dict[Key, torch.Tensor],
+    budget: int,
+) -> None:
+    """Take again, where it is needed, gains of sublayers `own` (seeds,) and of neurons `each` (seeds, n)."""
+    unsure = [_unsure(gain).any() | (key in each and _unsure(each[key]).any()) for key, gain in own.items()]
+    for (layer, kind), needed in zip(own, torch.stack(unsure).tolist(), strict=True):
+        if not needed:
+            continue
+        job = _sublayer(loaded, states, layer, kind)
+        base = job.residual @ read.T
+
+        def of_neurons(seeds: torch.Tensor, columns: torch.Tensor, job: _Sublayer = job) -> torch.Tensor:
+            return job.weights[seeds, columns, None] * (job.matrix[:, columns].float().T @ read.T)
+
+        def of_outputs(seeds: torch.Tensor, _: torch.Tensor, job: _Sublayer = job) -> torch.Tensor:
+            return job.output[seeds] @ read.T
+
+        _settle(own[(layer, kind)][:, None], base, states.words, of_outputs, budget)
+        if each:
+            _settle(each[(layer, kind)], base, states.words, of_neurons, budget)
+
+
+def _unsure(gain: torch.Tensor) -> torch.Tensor:
+    """Gains that expm1 cannot give: those above LARGE, where it cancels, and what is not finite."""
+    return (gain > LARGE) | ~torch.isfinite(gain)
+
+
+def _settle(gain: torch.Tensor, base: torch.Tensor, words: torch.Tensor, logits: Logits, budget: int) -> None:
+    """Take the unsure ones of gains (seeds, n) again, by logsumexp, where they lie.
+
+    `logits(seeds, columns)` (k, V) are what those columns add for those seeds; at most `budget` numbers at once.
+    """
+    for some in _unsure(gain).nonzero().split(max(1, budget // base.shape[1])):
+        seeds, columns = some.unbind(1)
+        after, before = (base[seeds] + logits(seeds, columns)).log_softmax(-1), base[seeds].log_softmax(-1)
+        gain[seeds, columns] = (after - before).gather(1, words[seeds, None])[:, 0]
 
 
 def _value_rows(scores: torch.Tensor, loaded: Loaded) -> torch.Tensor:
-    """Scores of v_proj's rows (g·e,) from those of o_proj's columns (h·e,)."""
+    """Scores of v_proj's rows (…, g·e) from those of o_proj's columns (…, h·e)."""
     a = loaded.architecture
-    return scores.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_dim).sum(1).flatten()
+    return scores.unflatten(-1, (a.kv_heads, a.heads // a.kv_heads, a.head_dim)).sum(-2).flatten(-2)
 
 
 def _readout(loaded: Loaded) -> torch.Tensor:
@@ -224,96 +246,22 @@ def _readout(loaded: Loaded) -> torch.Tensor:
     return loaded.model.get_output_embeddings().weight.float() * gamma
 
 
-# -- reading the states ------------------------------------------------------------------------------
-
-
-@contextmanager
-def _reading(loaded: Loaded, taken: dict[str, list[torch.Tensor]]) -> Iterator[None]:
-    """Hooks that append the last position's states of every layer to `taken`, in order of layers."""
-    a, handles = loaded.architecture, []
-
-    def keep(name: str, value: Any) -> None:  # returns nothing: a hook's result would replace the value
-        value = value[0] if isinstance(value, tuple) else value
-        taken[name].append(value[0, -1].float())
-
-    def into(name: str) -> Any:
-        return lambda _, inputs: keep(name, inputs[0])
-
-    def out_of(name: str) -> Any:
-        return lambda _, __, output: keep(name, output)
-
-    try:
-        for layer in range(a.layers):
-            block = loaded.model.get_submodule(f"model.layers.{layer}")
-            handles.append(block.register_forward_pre_hook(into("x")))
-            for module, name, inner in (("o", "attention", "u"), ("down", "ffn", "m")):
-                matrix = loaded.model.get_submodule(a.path(module, layer))
-                handles.append(matrix.register_forward_pre_hook(into(inner)))
-                handles.append(matrix.register_forward_hook(out_of(name)))
-        handles.append(block.register_forward_hook(out_of("h")))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def collect(loaded: Loaded, items: Sequence[Encoded], progress: Progress = silent) -> States:
-    """Run the model on every seed up to its last content token and keep what its layers did there.
-
-    Raises InputError (no seed has a content token, or the head caps its logits), RunError (NaN, with the layer).
-    """
-    if getattr(loaded.model.config, "final_logit_softcapping", None):
-        raise InputError(f"attribution: {loaded.checkpoint.spec!r} caps its logits, which the lens cannot follow.")
-    positions = [content_position(item.ids, item.answer_start, loaded.tokenizer) for item in items]
-    kept = [(item, p) for item, p in zip(items, positions, strict=True) if p is not None]
-    if not kept:
-        raise InputError(
-            "attribution: no seed's answer holds a token with a letter or digit, so no word can be traced."
-        )
-    names = ("x", "attention", "ffn", "u", "m")
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in (*names, "h")}
-    training = loaded.model.training
-    try:
-        loaded.model.eval()
-        for number, (item, position) in enumerate(kept):
-            taken: dict[str, list[torch.Tensor]] = {name: [] for name in rows}
-            with torch.no_grad(), _reading(loaded, taken):
-                # What follows the position is of no consequence to it, and left out.
-                loaded.model.model(input_ids=torch.tensor([item.ids[:position]], device=loaded.device), use_cache=False)
-            for name, values in taken.items():
-                rows[name].append(torch.stack(values))
-            progress(number + 1, len(kept))
-    finally:
-        loaded.model.train(training)
-    stacked = {name: torch.stack(values) for name, values in rows.items()}
-    for name, what in (("x", "input"), ("attention", "attention output"), ("ffn", "FFN output")):
-        bad = (~torch.isfinite(stacked[name])).any(-1).any(0).nonzero()
-        if len(bad):
-            raise RunError(f"attribution: the {what} of layer {int(bad[0])} is NaN or infinite.")
-    last = stacked.pop("h")[:, 0]
-    c = (last.square().mean(-1) + loaded.model.config.rms_norm_eps).rsqrt()
-    words = torch.tensor([item.ids[p] for item, p in kept], device=loaded.device)
-    return States(**stacked, c=c, words=words, skipped=[i for i, p in enumerate(positions) if p is None])
-
-
 # -- tables ------------------------------------------------------------------------------------------
 
 
 def neurons_table(found: Attribution) -> pd.DataFrame:
     """One row per neuron: layer, kind, neuron, score, first_order (nats, summed over seeds)."""
-    parts = [
-        pd.DataFrame(
-            {
-                "layer": layer,
-                "kind": kind,
-                "neuron": range(len(values)),
-                "score": values.cpu().numpy(),
-                "first_order": found.first_order[(layer, kind)].cpu().numpy(),
-            }
-        )
-        for (layer, kind), values in found.scores.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
+    keys, counts = list(found.scores), [len(values) for values in found.scores.values()]
+    columns = [torch.cat([s[key] for key in keys]).cpu().numpy() for s in (found.scores, found.first_order)]
+    return pd.DataFrame(
+        {
+            "layer": np.repeat([layer for layer, _ in keys], counts),
+            "kind": np.repeat(np.array([kind for _, kind in keys], dtype=object), counts),
+            "neuron": np.concatenate([np.arange(n) for n in counts]),
+            "score": columns[0],
+            "first_order": columns[1],
+        }
+    )
 
 
 def layers_table(found: Attribution) -> pd.DataFrame:
@@ -342,19 +290,24 @@ def promoted(loaded: Loaded, found: Attribution, neurons: int = 20, tokens: int 
             every = torch.cat([found.scores[(layer, kind)] for layer in range(loaded.architecture.layers)])
             width = len(found.scores[(0, kind)])
             best = every.topk(min(neurons, len(every)))
-            for place, (score, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                layer, neuron = divmod(index, width)
-                vector = loaded.weight(module, layer)[:, neuron].float() * found.activation[(layer, kind)][neuron]
-                top = (read @ vector).topk(min(tokens, len(read)))
-                rows.append(
-                    {
-                        "layer": layer,
-                        "kind": kind,
-                        "neuron": neuron,
-                        "place": place,
-                        "score": score,
-                        "tokens": [loaded.tokenizer.decode([t]) for t in top.indices.tolist()],
-                        "logits": top.values.tolist(),
-                    }
-                )
+            scores, indices = best.values.tolist(), best.indices.tolist()
+            places = [divmod(index, width) for index in indices]
+            vectors = [
+                loaded.weight(module, layer)[:, neuron].float() * found.activation[(layer, kind)][neuron]
+                for layer, neuron in places
+            ]
+            top = (torch.stack(vectors) @ read.T).topk(min(tokens, len(read)))
+            words, logits = top.indices.tolist(), top.values.tolist()
+            rows += [
+                {
+                    "layer": layer,
+                    "kind": kind,
+                    "neuron": neuron,
+                    "place": place,
+                    "score": scores[place],
+                    "tokens": [loaded.tokenizer.decode([t]) for t in words[place]],
+                    "logits": logits[place],
+                }
+                for place, (layer, neuron) in enumerate(places)
+            ]
     return pd.DataFrame(rows)

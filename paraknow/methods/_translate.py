@@ -7,6 +7,7 @@ added to the student's neurons of one module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -318,16 +319,18 @@ def train(
         loss, norm = gradients(student, network, *current, batch, settings.penalty, micro)
         total = loss + settings.penalty * norm
         size = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-        if not bool(torch.isfinite(total + size)):
+        # the one look at the device in a step, but for the score
+        *seen, length = torch.stack([total, loss, norm, size.to(total)]).tolist()
+        if not all(map(math.isfinite, (seen[0], length))):
             found.stopped = step
             break
         optimizer.step()
         rates.step()
         optimizer.zero_grad(set_to_none=True)
-        found.losses.append(float(total))
+        found.losses.append(seen[0])
         found.examples += len(batch)
         deltas, score = scored()
-        found.table.append(_row(step, found.losses[-1], float(loss), float(norm), score))
+        found.table.append(_row(step, *seen, score))
         if found.table[-1]["score"] is None:
             found.stopped = step
             break

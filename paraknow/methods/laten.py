@@ -8,7 +8,6 @@ neurons; the best step's Δ is the result, an exact LoRA with one-hot factors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -83,6 +82,17 @@ def counts(student: Architecture, rate: float) -> dict[str, int]:
     return {kind: max(1, round(rate * size)) for kind, size in sizes(student).items()}
 
 
+def held(teacher: Checkpoint, student: Checkpoint, settings: LatenSettings) -> int:
+    """Numbers kept at a step's peak: both sets of teacher neurons (of one example, of all) and what the networks make
+    of them with its gradient; Δ, its gradient, the best Δ and the scored one; networks with AdamW's two moments."""
+    t, s = teacher.architecture, student.architecture
+    modules = (*PAPER_MODULES, "gate") if settings.gate else PAPER_MODULES
+    moved = counts(s, settings.rate)
+    neurons = s.layers * sum(moved[KINDS[module]] for module in modules)
+    scored = settings.extract_examples * sum(a.layers * sum(sizes(a).values()) for a in (t, s))
+    return neurons * (4 * t.hidden + 5 * s.hidden) + 4 * len(modules) * t.hidden * (t.hidden + s.hidden) + scored
+
+
 def check(teacher: Checkpoint, student: Checkpoint, settings: LatenSettings) -> None:
     """Raises InputError where a layer of the teacher has fewer neurons than are to be replaced in the student's."""
     offered, modules = sizes(teacher.architecture), {"ffn": "up", "attention": "o", "value": "v"}
@@ -127,7 +137,7 @@ def _examples(align: Align) -> Examples:
 def _located_on(align: Align) -> tuple[list[Encoded], list[Encoded]]:
     """Training examples whose answer has a content token for both models, drawn by the seed."""
     from paraknow import data
-    from paraknow.locate.neurons import content_position
+    from paraknow.locate.states import content_position
 
     def read(example: Example, loaded: Loaded) -> Encoded | None:
         context = min(align.tune.max_length, loaded.architecture.context)
@@ -161,23 +171,17 @@ def neuron_scores(
     import torch
 
     from paraknow.locate import neurons
+    from paraknow.locate.states import collect
 
-    states = neurons.collect(loaded, items)
+    states = collect(loaded, items)
     if "fourth_root" in faults:
         states.c = states.c.sqrt()
     if "self_attention_only" in faults:
         states.u = own_attention(loaded, items)
-    found = []
-    for i in range(len(items)):
-        fields = ("x", "attention", "ffn", "u", "m", "c", "words")
-        one = replace(states, **{name: getattr(states, name)[i : i + 1] for name in fields})
-        found.append(neurons.score(loaded, one, how).scores)
-        progress(i + 1, len(items))
+    # All examples at once: what a neuron adds to the logits is the same for each of them.
+    found = neurons.score(loaded, states, how, progress=part(progress, 0, len(items), scale=len(items))).each
     layers = range(loaded.architecture.layers)
-    stacked = {
-        kind: torch.stack([torch.stack([scores[(layer, kind)] for layer in layers]) for scores in found])
-        for kind in sizes(loaded.architecture)
-    }
+    stacked = {kind: torch.stack([found[(layer, kind)] for layer in layers], 1) for kind in sizes(loaded.architecture)}
     return {k: s.round(decimals=4) for k, s in stacked.items()} if "rounded_scores" in faults else stacked
 
 
@@ -198,7 +202,7 @@ def own_attention(loaded: Loaded, items: Sequence[Encoded]) -> torch.Tensor:
     """
     import torch
 
-    from paraknow.locate.neurons import content_position
+    from paraknow.locate.states import content_position
 
     a, calls, taken, handles = loaded.architecture, [], [], []
     blocks = [loaded.model.get_submodule(f"model.layers.{layer}.self_attn") for layer in range(a.layers)]
@@ -330,5 +334,6 @@ METHOD = Method(
     settings=LatenSettings,
     locates=True,
     check=check,
+    holds=held,
     variants={"random_window": random_neurons},
 )

@@ -40,6 +40,8 @@ def stage_load(session: Session, progress: Progress) -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "device_type": device.type,
         "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "seeds": list(config.run_seeds),
         "models": {
             name: _facts(loaded, part(progress, 2000 + 1000 * number, 4000, f"checksum of the {name}", scale=1000))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from paraknow import placing
+from paraknow import chance, placing
 from paraknow.architecture import Architecture
 from paraknow.models import Loaded, release
 from paraknow.progress import Progress, part, silent
@@ -150,8 +150,9 @@ def batches(
             chosen = [(i, p) for i, p in enumerate(some) if len(p.offsets) > k]
             if len(chosen) < 4:
                 continue
-            index = torch.tensor([start[i] + k for i, _ in chosen])
-            one_batch = [{key: rows[index.to(rows.device)] for key, rows in side.items()} for side in both]
+            lines = [start[i] + k for i, _ in chosen]
+            index = [torch.tensor(lines, device=loaded.device) for loaded in (teacher, student)]
+            one_batch = [{key: rows[i] for key, rows in side.items()} for i, side in zip(index, both, strict=True)]
             yield Batch([p.example for _, p in chosen], [p.offsets[k] for _, p in chosen], *one_batch)
 
 
@@ -168,9 +169,8 @@ def untrained_pair(teacher: Loaded, student: Loaded, seed: int = 0) -> Iterator[
     with placing.away([loaded.model for loaded in (teacher, student)]):
         try:
             release()
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                for number, loaded in enumerate((teacher, student)):
-                    torch.manual_seed(seed + number)
+            for number, loaded in enumerate((teacher, student)):
+                with chance.drawn_from(seed + number):
                     layers = loaded.layers or (str(device),) * loaded.architecture.layers
                     # a whole model is made where it will be; one that does not fit there is made in host memory
                     with device if set(layers) == {str(device)} else torch.device("cpu"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from paraknow import config, data, models
 from paraknow.locate import agreement as agree
@@ -53,6 +53,8 @@ def test_rank_correlations_are_scipys(seed):
     for k, value in enumerate(agree.rank_correlations(one, other)):
         expected = spearmanr(one[k], other[k]).statistic
         assert np.isnan(value) if np.isnan(expected) else value == pytest.approx(expected)
+        for row in (one[k], other[k]):
+            assert np.array_equal(agree.ranks(torch.from_numpy(row)).numpy(), rankdata(row))
 
 
 def table(scores: np.ndarray) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from paraknow import data, models
 from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.locate import neurons
 from paraknow.locate.sensitivity import sensitivity
+from paraknow.locate.states import content_position
 from tests.reference import neurons_literal
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
@@ -99,7 +100,7 @@ def test_the_released_codes_mistakes_would_show(tiny_pair):
     fourth, _, _ = literal(teacher, items, power=-0.25)
     gap = (ours[0, "ffn"].double() - fourth[0, "ffn"]).abs().max() / fourth[0, "ffn"].abs().max()
     assert gap > 0.05
-    position = neurons.content_position(items[0].ids, items[0].answer_start, teacher.tokenizer)
+    position = content_position(items[0].ids, items[0].answer_start, teacher.tokenizer)
     states = neurons_literal.states(teacher.model, items[0].ids[:position])
     block = teacher.model.model.layers[0]
     with torch.no_grad():
@@ -116,7 +117,7 @@ def test_the_released_codes_mistakes_would_show(tiny_pair):
 def test_content_tokens(demo_tokenizer):
     def position(answer):
         item = data.encode(data.Example("0", (("user", "q"),), answer), demo_tokenizer, 64)
-        found = neurons.content_position(item.ids, item.answer_start, demo_tokenizer)
+        found = content_position(item.ids, item.answer_start, demo_tokenizer)
         assert found == neurons_literal.content_position(item.ids, item.answer_start, demo_tokenizer)
         return None if found is None else demo_tokenizer.decode([item.ids[found]])
 
@@ -194,7 +195,9 @@ def test_large_gains_are_as_exact_as_small_ones(words):
         both = (base.double() + moved.double()).log_softmax(0)
         expected = float(both[5] - base.double().log_softmax(0)[5])
         # a readout with one dimension, along which the sublayer's output is 1
-        got = neurons._sublayer(base[None], torch.tensor([5]), torch.ones(1, 1), moved[:, None])
+        word = torch.tensor([5])
+        got = neurons._output_gain(base.softmax(0)[None], word, moved[None])
+        neurons._settle(got[:, None], base[None], word, lambda *_, moved=moved: moved[None], 1)
         errors[round(expected, 1)] = abs(float(got) - expected)
     assert max(errors.values()) < 1e-3, errors
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from paraknow import data, methods, models
 from paraknow.errors import Cancelled, InputError, RunError
 from paraknow.locate import neurons
+from paraknow.locate.states import content_position
 from paraknow.methods import _translate as translate
 from paraknow.methods import laten
 from tests.methods.test_laten import WHERE, dense, near
@@ -33,7 +34,7 @@ def test_self_attention_only_is_the_tokens_own_share(checkpoint, people, family)
     eager = models.load(str(checkpoint(family)), device="cpu").model
     eager.set_attn_implementation("eager")
     for row, item in zip(found, items, strict=True):
-        ids = item.ids[: neurons.content_position(item.ids, item.answer_start, loaded.tokenizer)]
+        ids = item.ids[: content_position(item.ids, item.answer_start, loaded.tokenizer)]
         values: list[torch.Tensor] = []
 
         def keep(_, __, out, into=values):
