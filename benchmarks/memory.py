@@ -1,7 +1,9 @@
-"""`python -m benchmarks.memory [--pair demo|larger] [--dtype float32]`: what each stage takes, over what was estimated.
+"""`python -m benchmarks.memory [--pair demo|larger] [--set FIELD=VALUE]`: what each stage takes, over what was estimated.
 
 Every stage runs in a fresh process that reads what the stages before it left. Measured: the most memory that process
-and its children hold while the models are loaded and the stage runs, beyond what the imported libraries held before.
+and its children hold while the models are loaded and the stage runs, the libraries included (memory.LIBRARIES is the
+estimate for those). Of files that a process maps, the first one's pages count (weights are not copied where they are
+stored in the type they are loaded in), those of libraries do not: the system drops and reads them again as it likes.
 """
 
 from __future__ import annotations
@@ -39,8 +41,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def own(process: psutil.Process) -> int:
+    """Bytes of a process that are no pages of files."""
+    info = process.memory_info()
+    return info.rss - getattr(info, "shared", 0)
+
+
 class Watch(threading.Thread):
-    """Looks at the memory of this process and its children, and keeps the most it saw."""
+    """Looks at the memory of this process and its children, and keeps the most it saw.
+
+    What children map of files, this process has mapped too: libraries, and the weights of the same models.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -50,7 +61,7 @@ class Watch(threading.Thread):
         total = self.process.memory_info().rss
         for child in self.process.children(recursive=True):
             try:
-                total += child.memory_info().rss
+                total += own(child)
             except psutil.NoSuchProcess:
                 continue
         return total
@@ -72,7 +83,7 @@ def watched() -> Iterator[Watch]:
 
 
 def one_stage(folder: Path, stage: str) -> None:
-    """Run one stage of a run here and print the most bytes held, beyond the libraries' own."""
+    """Run one stage of a run here and print the bytes that the libraries hold, and the most beyond them."""
     import lm_eval.evaluator
     import lm_eval.models.huggingface  # noqa: F401
     import peft  # noqa: F401
@@ -88,12 +99,12 @@ def one_stage(folder: Path, stage: str) -> None:
     load("demo:student", device="cpu")  # what transformers imports when a model is loaded
     gc.collect()
     with watched() as watch:
-        before = watch.held()
+        before, libraries = watch.held(), own(watch.process)
         for name in dict.fromkeys(("load", stage)):
             STAGES[name](session, silent)
     finished = dict.fromkeys((*run.status().get("stages", []), stage))
     run.update(stages=list(finished))
-    print(json.dumps({"measured": watch.most - before}))
+    print(json.dumps({"libraries": libraries, "beyond": watch.most - before}))
 
 
 def _model(folder: Path, seed: int, sizes: dict[str, int]) -> str:
@@ -151,8 +162,8 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
-        measured = json.loads(done.stdout.splitlines()[-1])["measured"]
-        parts = checked.parts[stage]
+        found = json.loads(done.stdout.splitlines()[-1])
+        measured, parts = found["libraries"] + found["beyond"], checked.parts[stage]
         shown = {k: round(v / 1e6) for k, v in parts.largest().items() if v > 1e6}
         print(f"{name}: {stage}: {measured / 1e6:.0f} MB of {parts.total / 1e6:.0f}", file=sys.stderr, flush=True)
         yield {
@@ -161,6 +172,8 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
             "measured (MB)": round(measured / 1e6),
             "estimated (MB)": round(parts.total / 1e6),
             "measured / estimated": round(measured / parts.total, 2),
+            "without libraries": round(found["beyond"] / (parts.total - parts.libraries), 2),
+            "libraries (MB)": round(found["libraries"] / 1e6),
             "parts (MB)": " ".join(f"{k} {v}" for k, v in shown.items()),
         }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import checkpoints, checks, data, described, methods, passes, recipes
+from paraknow import checkpoints, checks, data, described, methods, operations, passes, recipes
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
@@ -37,15 +37,16 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class DryRun:
-    """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage; parts: what they are for. flops:
-    teacher and student, what is known of them. times: timing.Times as values. unknown: counts that are missing.
-    notes: what to know before a real run.
+    """models, blocks, methods, passes, beside: rows of tables. memory: peak bytes by stage; parts: what they are for.
+    flops: passes of teacher and student, what is known of them. times: timing.Times as values. unknown: counts that
+    are missing. notes: what to know before a real run.
     """
 
     models: Rows = field(default_factory=list)
     blocks: Rows = field(default_factory=list)
     methods: Rows = field(default_factory=list)
     passes: Rows = field(default_factory=list)
+    beside: Rows = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
@@ -55,6 +56,15 @@ class DryRun:
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
+
+    @property
+    def stage_flops(self) -> dict[str, float | None]:
+        """Operations of every stage, passes and all beside them; None where a count is unknown."""
+        found: dict[str, float | None] = {}
+        for row in (*self.passes, *self.beside):
+            before, flops = found.get(row["stage"], 0.0), row["flops"]
+            found[row["stage"]] = None if before is None or flops is None else before + flops
+        return found
 
 
 def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryRun:
@@ -189,14 +199,20 @@ def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes:
             return min(longest, config.tune.max_length) if not limit else longest, True
         task = data.load_task(name, config.seed)
         examples = data.sample(task.split(split) or task.train, SAMPLED, config.seed)
-        items = data.encode_all(examples, _tokenizer(loaded.folder), longest, "dry run").items
-        return round(sum(len(item.ids) for item in items) / len(items)), False
+        return _mean(tuple(examples), loaded.folder, longest), False
 
     def length(name: str | None, split: str, model: str, limit: int) -> tuple[int, bool]:
         found = [counted(n, split, model, limit) for n in ((name,) if name else config.task)]
         return round(sum(f[0] for f in found) / len(found)), any(f[1] for f in found)
 
     return length
+
+
+@lru_cache(maxsize=64)
+def _mean(examples: tuple[data.Example, ...], folder: Path, longest: int) -> int:
+    """Mean tokens of encoded examples; points of a sweep read the same ones."""
+    items = data.encode_all(examples, _tokenizer(folder), longest, "dry run").items
+    return round(sum(len(item.ids) for item in items) / len(items))
 
 
 @lru_cache(maxsize=8)
@@ -304,6 +320,7 @@ def _add_passes(found: DryRun, candidates: Sequence[Candidate], work: Work) -> N
         made += [p for p in passes.tuned(work, candidate, candidates[0]) for _ in range(seeds)]
     made += passes.evaluated(work, candidates)
     found.passes = _joined(p.row() for p in made)
+    found.beside = [b.row() for b in operations.beside(work, candidates)]
     found.flops = {
         model: sum(row["flops"] or 0.0 for row in found.passes if row["model"] == model)
         for model in ("teacher", "student")
@@ -313,7 +330,7 @@ def _add_passes(found: DryRun, candidates: Sequence[Candidate], work: Work) -> N
             "Tokens: where text cannot be read here, sequences are taken as long as their stage lets them be "
             "(evaluation: tune.max_length)."
         )
-    found.notes.append("Operations leave out attention scores, SVDs and the scoring of neurons.")
+    found.notes.append("Operations of passes leave out attention scores: docs/scale.md says how much that is.")
 
 
 def _joined(rows: Iterable[dict[str, Any]]) -> Rows:

@@ -25,7 +25,9 @@ from paraknow.passes import NOTHING_READ
 COARSE = 512**2  # cells of a coarse map (locate.sensitivity)
 LENS = {"cpu": 2**19, "cuda": 2**24}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
 LONGEST = 8  # examples whose tokens are counted
-CONTEXT = 600 * 2**20  # what CUDA and its libraries take of a GPU for themselves
+# What torch, transformers and their like hold for themselves: of a GPU, CUDA's context and its kernels (assumed); of
+# host memory, what `python -m benchmarks.memory` prints for a process that has imported what the stages need.
+LIBRARIES = {"cuda": 600 * 2**20, "cpu": 400 * 2**20}
 TEMPLATE = {False: 8, True: 64}  # tokens that a prompt's frame adds, by whether it is a chat template
 
 
@@ -35,6 +37,7 @@ class Parts:
 
     accumulators: sensitivities summed over seeds. optimizer: adapters, their gradients and AdamW's states. kept:
     outputs kept for comparing, keys and values of generated text, what a method keeps. other: work space of steps.
+    libraries: what torch and its like hold for themselves.
     """
 
     weights: int = 0
@@ -44,6 +47,7 @@ class Parts:
     optimizer: int = 0
     kept: int = 0
     other: int = 0
+    libraries: int = 0
 
     @property
     def total(self) -> int:
@@ -141,8 +145,7 @@ class Case:
         return width * (model.parameters - (model.architecture.layers - 2) * layer)
 
     def _base(self, config: RunConfig) -> Parts:
-        context = CONTEXT if self.device == "cuda" else 0
-        return Parts(weights=sum(self.resident(config, n) for n in (0, 1)), other=context)
+        return Parts(weights=sum(self.resident(config, n) for n in (0, 1)), libraries=LIBRARIES[self.device])
 
     def _loading(self, config: RunConfig, base: Parts) -> Parts:
         """A model is whole in host memory before its layers go where they wait."""
@@ -237,6 +240,15 @@ def _layer(a: Architecture, width: int, rows: int) -> int:
     """Bytes that one layer keeps of `rows` tokens for its backward pass; norms work in float32."""
     query = a.heads * a.head_dim
     return rows * (2 * a.hidden * 4 + (4 * a.hidden + 4 * query + 4 * a.ffn) * width)
+
+
+def _tuned_layer(a: Architecture, width: int, rows: int) -> int:
+    """The same where only adapters are trained: a frozen matrix keeps nothing of what it reads, an adapter keeps it in
+    float32, each a copy of its own where the weights are narrower. Their r numbers a token are left out."""
+    query, inputs = a.heads * a.head_dim, 5 * a.hidden + a.heads * a.head_dim + a.ffn
+    if width == 4:
+        return 4 * rows * (4 * a.hidden + 4 * query + 4 * a.ffn)
+    return rows * (2 * a.hidden * 4 + (4 * query + 3 * a.ffn) * width + 4 * inputs)
 
 
 def _step(a: Architecture, width: int, rows: int) -> int:
@@ -335,9 +347,8 @@ def _step_of_tuning(case: Case, config: RunConfig, lengths: Lengths) -> Parts:
     known = [case.tasks[name] for name in config.task if name in case.tasks]
     there = sum(len(task.train) for task in known) if len(known) == len(config.task) else config.tune.batch_size
     rows = min(config.tune.micro_batch, config.tune.batch_size, max(1, there)) * lengths.tune
-    activations = (a.layers + 1) * _layer(a, width, rows) + 4 * 4 * rows * a.vocabulary
-    if width < 4:  # every adapter widens what its matrix reads
-        activations += 4 * rows * a.layers * (5 * a.hidden + a.heads * a.head_dim + a.ffn)
+    # at the loss: all layers and the final norm, logits, their softmax, its gradient and what that becomes
+    activations = a.layers * _tuned_layer(a, width, rows) + 2 * 4 * rows * a.hidden + 4 * 4 * rows * a.vocabulary
     # both twins, the gradient, two moments, the best state so far, and what a step of AdamW works with
     return Parts(optimizer=4 * 7 * trained, activations=activations)
 
