@@ -8,7 +8,7 @@ A whole model is what two depths say: it is exactly linear in its layers, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ def kept_bytes(
 ) -> int:
     """Bytes that the decoder keeps of one sequence for its backward pass, where every parameter gets a gradient.
 
-    prepare: makes another model of it first (adapters)."""
+    prepare: makes another model of it first (adapters), of real numbers, which peft needs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     found: dict[int, tuple[int, Any]] = {}
-    with FakeTensorMode():
+    with nullcontext() if prepare else FakeTensorMode():
         model = built(values, layers, dtype, "cpu").requires_grad_(True)
         model = prepare(model) if prepare else model
         states = torch.zeros(1, tokens, values["hidden_size"], dtype=getattr(torch, dtype), requires_grad=True)
@@ -121,7 +121,9 @@ def held(name: str, tokens: int = 512) -> Iterator[Held]:
     about = sizes(values, layers, parameters)
     a = about.architecture
     yield Held(name, "parameters", parameters_of(a), parameters)
-    yield Held(name, "bytes of weights", BYTES["bfloat16"] * parameters_of(a), sum(p.nbytes for p in whole.parameters()))
+    yield Held(
+        name, "bytes of weights", BYTES["bfloat16"] * parameters_of(a), sum(p.nbytes for p in whole.parameters())
+    )
     del whole
     shallow = {n: operations_of(built(values, n, "bfloat16"), tokens) for n in (1, 2, 3)}
     n = passes.multiplied(about)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory [--pair demo|larger] [--set FIELD=VALUE]`: what each stage takes, over what was estimated.
+"""`python -m benchmarks.memory [--pair demo|larger] [--set FIELD=VALUE]`: what each stage takes, over the estimate.
 
 Every stage runs in a fresh process that reads what the stages before it left. Measured: the most memory that process
 and its children hold while the models are loaded and the stage runs, the libraries included (memory.LIBRARIES is the

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paraknow.architecture import Architecture
-from paraknow.config import EMBEDDING, MODULES, STITCHED_ROWS, RunConfig
+from paraknow.config import EMBEDDING, MODULES, STITCHED_ROWS
 from paraknow.methods.base import Candidate
 from paraknow.passes import NOTHING_READ, Work, follows, places
 
@@ -102,14 +102,11 @@ def _located(work: Work) -> Iterator[Beside]:
     pair = (work.teacher.architecture, work.student.architecture)
     tasks = len(work.config.located_on)
     yield Beside("locate", "scores of neurons", tasks * sum(neurons(a, settings.seeds, settings.neurons) for a in pair))
-    yield Beside("locate", "sensitivities summed", 3.0 * tasks * settings.seeds * sum(m.parameters for m in _pair(work)))
+    whole = work.teacher.parameters + work.student.parameters
+    yield Beside("locate", "sensitivities summed", 3.0 * tasks * settings.seeds * whole)
     if settings.structure == "window":  # two running sums and three differences in float64, and their largest
         entries = sum(n * math.prod(pair[0].shape(m)) for m, n in places(work.config, pair[1]))
         yield Beside("locate", "choice of blocks", 6.0 * entries)
-
-
-def _pair(work: Work) -> tuple[Any, Any]:
-    return work.teacher, work.student
 
 
 # -- similarity ------------------------------------------------------------------------------------------
@@ -144,7 +141,7 @@ def stitching(t: Architecture, s: Architecture, rows: int) -> float:
 
 def _compared(work: Work, examined: Candidate) -> Iterator[Beside]:
     settings, config = work.config.similarity, work.config
-    t, s = (m.architecture for m in _pair(work))
+    t, s = work.teacher.architecture, work.student.architecture
     counts = [getattr(work.counts[name], settings.split) for name in config.task]
     if "cka" in settings.parts:
         done: float | None = 0.0

@@ -24,8 +24,8 @@ def _key(config: RunConfig, states: tuple) -> tuple:
 
 
 def held(warm: Warm | None, config: RunConfig, pair: tuple[Checkpoint, Checkpoint], device: str) -> int:
-    """Bytes on a kind of device of what a run needs and this process has: its libraries, and the pair in memory where it
-    is this one; another one is freed."""
+    """Bytes on a kind of device of what a run needs and this process has: its libraries, and the pair in memory where
+    it is this one; another one is freed."""
     begun = "torch" in sys.modules and (device == "cpu" or bool(warm))
     libraries = LIBRARIES[device] if begun else 0
     if not warm:

@@ -1,8 +1,8 @@
 """What a sweep would cost before it begins: what its points share, operations, and how long on n GPUs (no torch).
 
 Points are handed out as cluster.py does it, by its own order.Order: a point waits until the one it takes over from has
-located, each slot carries out one run at a time and keeps its pair of models, and what the unchanged teacher and student
-answer is measured once (evaluate.reuse). A stage's cost is in operations, or in seconds where those are known.
+located, each slot carries out one run at a time and keeps its pair of models, and what the unchanged teacher and
+student answer is measured once (evaluate.reuse). A stage's cost is in operations, or in seconds where those are known.
 """
 
 from __future__ import annotations
@@ -123,11 +123,13 @@ class Cost:
         ]
         whole, row, alone = self.flops, self.spans(gpus), self.alone()
         if whole is None or row is None or alone is None:
-            said.append("Operations are not known: a count is missing; `paraknow run --dry-run` on its base says which.")
+            said.append(
+                "Operations are not known: a count is missing; `paraknow run --dry-run` on its base says which."
+            )
         else:
             said.append(
-                f"{whole:.2e} operations (as single runs {alone:.2e}); on {gpus} GPU{'s' * (gpus != 1)} it takes as long "
-                f"as {row:.2e} one after the other: divide by what one GPU of yours does in a second (docs/scale.md)."
+                f"{whole:.2e} operations (as single runs {alone:.2e}); on {gpus} GPU{'s' * (gpus != 1)} it takes as "
+                f"long as {row:.2e} one after the other: divide by what one of yours does in a second (docs/scale.md)."
             )
         seconds = self.seconds(gpus)
         if seconds is None:
