@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.written import markdown, put
 from paraknow import config as configs
 from paraknow import resources
 from paraknow.config import RunConfig
@@ -45,6 +46,11 @@ def own(process: psutil.Process) -> int:
     """Bytes of a process that are no pages of files."""
     info = process.memory_info()
     return info.rss - getattr(info, "shared", 0)
+
+
+ABOUT = """Every stage in a fresh process, on the CPU. Measured and estimated with the libraries, as pages show it; the
+second ratio leaves them out of both. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`:
+the built-in pair of 14 MB, where libraries are nearly all. *Parts* are the estimate's largest."""
 
 
 class Watch(threading.Thread):
@@ -148,6 +154,13 @@ def larger(scratch: Path, changes: dict[str, Any]) -> RunConfig:
 PAIRS: dict[str, Callable[[Path, dict[str, Any]], RunConfig]] = {"demo": demo, "larger": larger}
 
 
+VARIANTS = {  # settings that move the peak elsewhere
+    "bfloat16": ["dtype=bfloat16"],
+    "small batches": ["method.rank=64", "tune.micro_batch=4", "evaluate.batch_size=4", "similarity.forward_batch=1"],
+    "other methods": ["baselines=[laten, semalign, transport, pissa, sft]", "similarity.parts=[]"],
+}
+
+
 def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
     """One row per stage: MB measured and estimated, their ratio, and the estimate's largest parts."""
     from paraknow.checks import check
@@ -167,7 +180,6 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
         shown = {k: round(v / 1e6) for k, v in parts.largest().items() if v > 1e6}
         print(f"{name}: {stage}: {measured / 1e6:.0f} MB of {parts.total / 1e6:.0f}", file=sys.stderr, flush=True)
         yield {
-            "pair": name,
             "stage": stage,
             "measured (MB)": round(measured / 1e6),
             "estimated (MB)": round(parts.total / 1e6),
@@ -178,22 +190,28 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
         }
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--pair", choices=sorted(PAIRS), action="append", help="both by default")
     parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="a change of the config, as in run")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="these changes too, after the plain run")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.stage:
         one_stage(arguments.run, arguments.stage)
         return 0
     made: list[dict[str, Any]] = []
     for name in arguments.pair or sorted(PAIRS):
-        with TemporaryDirectory() as scratch:
-            changes = configs.overridden({}, arguments.set)
-            made += rows(name, changes, Path(scratch))
+        for variant in ("as it is", *(arguments.variant or ())):
+            with TemporaryDirectory() as scratch:
+                changes = configs.overridden({}, [*VARIANTS.get(variant, ()), *(arguments.set or ())])
+                made += [{"pair": name, "settings": variant, **row} for row in rows(name, changes, Path(scratch))]
+    if arguments.write:
+        said = "python -m benchmarks.memory " + " ".join(argv if argv is not None else sys.argv[1:])
+        put("memory", "Memory of the stages, over the estimate", said, f"{ABOUT}\n\n{markdown(made)}")
     if arguments.json:
         emit({"memory": made})
     else:

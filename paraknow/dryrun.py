@@ -67,13 +67,20 @@ class DryRun:
         return found
 
 
-def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryRun:
+def dry_run(
+    config: RunConfig, sizes: Mapping[str, Sizes] | None = None, tasks: dict[str, data.Task] | None = None
+) -> DryRun:
     """Check a config at the true shapes of its models and work out what it needs.
 
     `sizes`: examples of tasks that cannot be read offline, by the task's name; by default what recipes say of them.
+    `tasks`: those that were read before with the same seed, by name; further ones are added (points of a sweep).
     Raises InputError, as a real run would before its first stage, for everything but weights, memory and devices.
     """
     found, sizes = DryRun(), recipes.known_sizes() if sizes is None else sizes
+    tasks = {} if tasks is None else tasks
+    for name in config.all_tasks:
+        if name not in tasks and not name.startswith("hub:"):
+            tasks[name] = data.load_task(name, config.seed)
     candidates = methods.candidates(config)
     with TemporaryDirectory(prefix="paraknow-") as scratch:
         teacher, student = (
@@ -81,18 +88,19 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
             for name, spec in (("teacher", config.pair.teacher), ("student", config.pair.student))
         )
         _check(config, candidates, teacher, student)
-        counts = {name: _counts(name, config, sizes.get(name), found) for name in config.all_tasks}
+        counts = {name: _counts(name, config, sizes.get(name), tasks, found) for name in config.all_tasks}
         plans = expected.plans(config)
         checks.check_benchmarks(plans, teacher, student, fetch=False)
         asked = {b.title: expected.requests(b, config, plans, sizes) for b in config.evaluate.benchmarks}
         found.unknown += [
             f"{b}: how many items it has (nothing is read from a hub)." for b, n in asked.items() if n is None
         ]
-        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes), asked)
+        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes, tasks), asked)
         found.blocks = _blocks(config, teacher.architecture, student.architecture)
         found.methods = [_moves(c, candidates[0], work) for c in candidates]
         _add_passes(found, candidates, work)
-        _add_memory(found, candidates, work, max((plan.generated for plan in plans), default=0), bool(plans))
+        generated = max((plan.generated for plan in plans), default=0)
+        _add_memory(found, candidates, work, tasks, generated, bool(plans))
     return found
 
 
@@ -166,11 +174,10 @@ def _check(config: RunConfig, candidates: Sequence[Candidate], teacher: Checkpoi
 # -- data ------------------------------------------------------------------------------------------------
 
 
-def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) -> Counts:
+def _counts(name: str, config: RunConfig, sizes: Sizes | None, tasks: Mapping[str, data.Task], found: DryRun) -> Counts:
     """Examples of a task: counted where it is on this machine, else taken from `sizes`, else unknown."""
     limit = config.evaluate.limit
-    if not name.startswith("hub:"):
-        task = data.load_task(name, config.seed)
+    if (task := tasks.get(name)) is not None:
         if name in config.task:
             checks.check_examples(task, config)
         return Counts.of(task, limit)
@@ -182,7 +189,13 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
     return Counts(known.train, known.align, test, None if test is None else test * known.choices)
 
 
-def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes: Mapping[str, Sizes]) -> passes.Length:
+def _lengths(
+    config: RunConfig,
+    teacher: Checkpoint,
+    student: Checkpoint,
+    sizes: Mapping[str, Sizes],
+    tasks: Mapping[str, data.Task],
+) -> passes.Length:
     """Mean tokens of an example, counted with the model's own tokenizer where task and tokenizer are here."""
 
     @cache
@@ -191,13 +204,9 @@ def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes:
         longest = min(limit or loaded.architecture.context, loaded.architecture.context)
         if known is not None and known.tokens is not None:
             return min(known.tokens, longest), False
-        if (
-            split == passes.BENCHMARK
-            or name.startswith("hub:")
-            or not (loaded.folder / "tokenizer_config.json").is_file()
-        ):
+        if split == passes.BENCHMARK or name not in tasks or not (loaded.folder / "tokenizer_config.json").is_file():
             return min(longest, config.tune.max_length) if not limit else longest, True
-        task = data.load_task(name, config.seed)
+        task = tasks[name]
         examples = data.sample(task.split(split) or task.train, SAMPLED, config.seed)
         return _mean(tuple(examples), loaded.folder, longest), False
 
@@ -347,13 +356,19 @@ def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
     return list(same.values())
 
 
-def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, generated: int, asked: bool) -> None:
+def _add_memory(
+    found: DryRun,
+    candidates: Sequence[Candidate],
+    work: Work,
+    tasks: Mapping[str, data.Task],
+    generated: int,
+    asked: bool,
+) -> None:
     config = work.config
     try:
         free, device = Free.now(config.device), ""
     except ResourceError:
         free, device = None, config.device
-    tasks = {name: data.load_task(name, config.seed) for name in config.all_tasks if not name.startswith("hub:")}
     case = Case(work.teacher, work.student, candidates, free.device if free else device, tasks, generated, asked)
     need = case.need(config)
     found.memory, found.parts = need.totals, {stage: parts.named() for stage, parts in need.stages.items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 from paraknow import methods
 from paraknow.config import RunConfig
+from paraknow.data import Task
 from paraknow.dryrun import DryRun, dry_run
 from paraknow.errors import InputError
 from paraknow.fitting import gib
@@ -135,7 +136,9 @@ class Cost:
         if seconds is None:
             said.append("Time is not known: no earlier run here tells how long such stages take.")
         else:
-            said.append(f"By earlier runs here: about {timing.duration(seconds)}, Ray's start left out.")
+            said.append(
+                f"By earlier runs here, {gpus} at once: about {timing.duration(seconds)}, Ray's start left out."
+            )
         return said
 
     def _last(self, slots: int, costs: Callable[[Planned], Costs], start: float) -> float:
@@ -194,10 +197,10 @@ def plan(
     read = sweepfile.read(source)
     heads = [_Head(point.config, tuple(methods.candidates(point.config))) for point in read.points]
     donors = reuse.donors(heads)
-    made, most = [], 0
+    made, most, tasks = [], 0, dict[str, Task]()  # every point reads the same data (sweepfile.SAME)
     for place, (point, head, donor) in enumerate(zip(read.points, heads, donors, strict=True)):
         try:
-            found = dry_run(point.config, sizes)
+            found = dry_run(point.config, sizes, tasks)
         except InputError as error:
             raise InputError(f"point {point.number} ({point.words}): {error}") from None
         taken = () if donor is None else reuse.taken(heads[donor], head)
