@@ -2,8 +2,8 @@
 
 Every stage runs in a fresh process that reads what the stages before it left. Measured: the most memory that process
 and its children hold while the models are loaded and the stage runs, the libraries included (memory.LIBRARIES is the
-estimate for those). Of files that a process maps, the first one's pages count (weights are not copied where they are
-stored in the type they are loaded in), those of libraries do not: the system drops and reads them again as it likes.
+estimate for those). Of files that a process maps, weights count (they are not copied where they are
+stored in the type they are loaded in), libraries do not: the system drops and reads them again as it likes.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ def own(process: psutil.Process) -> int:
 ABOUT = """Every stage in a fresh process, on the CPU. Measured and estimated with the libraries, as pages show it; the
 second ratio leaves them out of both. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`:
 the built-in pair of 14 MB, where libraries are nearly all. *Parts* are the estimate's largest."""
+
+
+def code() -> int:
+    """Bytes of this process's pages of files that are no weights: libraries' code and data as they lie on disk."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):  # a mapping begins: its addresses, and at the end its file
+            counts = len(rest) == 5 and rest[-1].startswith("/") and not rest[-1].endswith(".safetensors")
+        elif counts and name in ("Rss:", "Anonymous:"):
+            total += 1024 * int(rest[0]) * (1 if name == "Rss:" else -1)
+    return total
 
 
 class Watch(threading.Thread):
@@ -105,12 +117,13 @@ def one_stage(folder: Path, stage: str) -> None:
     load("demo:student", device="cpu")  # what transformers imports when a model is loaded
     gc.collect()
     with watched() as watch:
-        before, libraries = watch.held(), own(watch.process)
+        before, libraries, touched = watch.held(), own(watch.process), code()
         for name in dict.fromkeys(("load", stage)):
             STAGES[name](session, silent)
     finished = dict.fromkeys((*run.status().get("stages", []), stage))
     run.update(stages=list(finished))
-    print(json.dumps({"libraries": libraries, "beyond": watch.most - before}))
+    beyond = watch.most - before - (code() - touched)  # code that was run for the first time
+    print(json.dumps({"libraries": libraries, "beyond": beyond}))
 
 
 def _model(folder: Path, seed: int, sizes: dict[str, int]) -> str:

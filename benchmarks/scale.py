@@ -1,5 +1,5 @@
-"""`python -m benchmarks.scale [--write]`: formulas of time and memory against counts at true shapes, and constants of
-this machine.
+"""`python -m benchmarks.scale [--part PART] [--write]`: formulas of time and memory against counts at true shapes, and
+constants of this machine.
 
 Prints, and with --write puts into docs/scale.md: what torch counts on shapes alone beside the formulas; operations and
 bytes a second reached here (on a GPU where there is one); what every stage needs at 70B → 8B and 405B → 70B; a sweep of
@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,9 +57,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "teacher waits": {"placement": {"teacher": "offload"}},
     "both wait": {"placement": {"teacher": "offload", "student": "offload"}},
 }
+SAVING: dict[str, Any] = {**WAYS["both wait"], "similarity": {"batch_rows": 64, "forward_batch": 1}}
 if "groups" in Locate.model_fields:
     wide = {"neurons": "first_order", "groups": 16, "accumulators": "host", "checkpointing": True}
-    WAYS["both wait, 16 groups summed in host memory"] = {**WAYS["both wait"], "locate": wide}
+    SAVING["locate"] = wide
+WAYS["both wait, smaller batches" + (", 16 groups" if "locate" in SAVING else "")] = SAVING
 METHODS = ("seeking", "laten", "semalign", "transport")
 
 
@@ -129,7 +131,7 @@ def constants(device: torch.device) -> Rows:
     ]
     slope, weight, into = (torch.randn(2**22, device=device) for _ in range(3))
     taken = best(lambda: into.add_((slope * weight).abs_()))
-    rows.append({"what": "|g·w| added up, float32", **_bytes(12 * 2**22 / taken)})
+    rows.append({"what": "sizes of gradient × weight added up, float32", **_bytes(12 * 2**22 / taken)})
     with TemporaryDirectory() as folder:
         rows.append({"what": "weights read from a file", **_bytes(_reading(Path(folder), device))})
     square = torch.randn(512, 512, device=device)
@@ -184,8 +186,8 @@ def work() -> Rows:
 
 
 def _worked(pair: str, stage: str, value: float | None) -> dict[str, Any]:
-    hours = "–" if value is None else f"{value / ASSUMED / 3600:.2f}"
-    return {"pair": pair, "stage": stage, "operations": power(value), "hours at 400 TFLOP/s (assumed)": hours}
+    minutes = "–" if value is None else f"{value / ASSUMED / 60:.3g}"
+    return {"pair": pair, "stage": stage, "operations": power(value), "minutes at 400 TFLOP/s (assumed)": minutes}
 
 
 def need(pair: str, changes: dict[str, Any]) -> Need:
@@ -204,7 +206,7 @@ def _checkpoint(spec: str) -> Any:
 def cards(wanted: Need, size: float) -> str:
     """Cards of one size: one does the work, and what waits elsewhere lies on further ones."""
     if max(wanted.totals.values()) > size:
-        return "the work of one does not fit"
+        return "does not fit"
     waiting = max(wanted.host.values(), default=0)
     return str(1 + -(-waiting // int(ROOM * size)))
 
@@ -263,29 +265,40 @@ def put(part: str, body: str, page: Path = PAGE) -> None:
         Path(temporary).write_text(pattern.sub(lambda m: f"{m[1]}{body.strip()}\n{m[2]}", text), encoding="utf-8")
 
 
-def parts() -> Iterator[tuple[str, str, Rows]]:
-    """(part of the page, a line about it, its rows)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield "counts", "", counts()
-    yield "attention", "", left_out()
-    yield "constants", f"Machine: {machine()}", constants(device)
-    yield "work", "", work()
-    yield "fits", "", fits()
+def measured() -> tuple[str, Rows]:
+    """The constants of this machine's GPU, or of its CPU."""
+    return f"Machine: {machine()}", constants(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def hundred() -> tuple[str, Rows]:
+    """The sweep in a sentence, and by number of GPUs."""
     found, rows = sweep()
     said = (
         f"{len(found.points)} points, of which {found.located} locates and {found.compared} compare the models: "
         f"{power(found.flops)} operations in all; as runs that share nothing {power(found.alone())}."
     )
-    yield "sweep", said, rows
+    return said, rows
+
+
+PARTS: dict[str, Callable[[], tuple[str, Rows]]] = {  # of the page
+    "counts": lambda: ("", counts()),
+    "attention": lambda: ("", left_out()),
+    "constants": measured,
+    "work": lambda: ("", work()),
+    "fits": lambda: ("", fits()),
+    "sweep": hundred,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this table; all by default")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     began, made = time.perf_counter(), {}
-    for part, said, rows in parts():
+    for part in arguments.part or PARTS:
+        said, rows = PARTS[part]()
         made[part] = {"about": said, "rows": rows}
         if arguments.write:
             put(part, "\n\n".join(filter(None, [said, markdown(rows)])))
