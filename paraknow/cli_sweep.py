@@ -27,6 +27,8 @@ Workers = Annotated[int | None, typer.Option(min=1, help="With Ray: at most so m
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of every run; 1 for small models, else all cores.")
 ]
+DrySweep = Annotated[bool, typer.Option("--dry-run", help="Only print what it would cost; nothing is loaded.")]
+Gpus = Annotated[int, typer.Option(min=1, max=100_000, help="With --dry-run: so many runs side by side.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 recipes_app = typer.Typer(help="The papers' settings, shipped as configs.", invoke_without_command=True)
 
@@ -48,6 +50,8 @@ def sweep(
     one_by_one: OneByOne = False,
     workers: Workers = None,
     threads: Threads = None,
+    dry: DrySweep = False,
+    gpus: Gpus = 1,
     as_json: Json = False,
 ) -> None:
     """One config at several settings: every point a run, one table at the end. A second call goes on.
@@ -57,6 +61,9 @@ def sweep(
     """
     from paraknow.runs import sweep as sweeps
 
+    if dry:
+        _cost(source, gpus, as_json)
+        return
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {str(out)!r}: the table is kept as .parquet or .csv.")
     with side_by_side(ray_address, one_by_one, workers) as (cluster, told):
@@ -79,6 +86,21 @@ def sweep(
             f"{len(broken)} of {total} points failed, the first of them point {broken[0]}: {first['error'] or ''} "
             f"`paraknow sweep {folder.name} --resume` tries again."
         )
+
+
+def _cost(source: str, gpus: int, as_json: bool) -> None:
+    """What a sweep would cost on so many GPUs: for --dry-run."""
+    from paraknow.runs import sweepcost
+    from paraknow.runs.worker import quiet
+
+    quiet()
+    found = sweepcost.plan(source)
+    if as_json:
+        emit({"sweep": found.name, "cost": found.as_dict(gpus)})
+        return
+    table([row | {"flops": _power(row["flops"])} for row in found.rows()], found.name)
+    for line in found.words(gpus):
+        print(line)
 
 
 @contextmanager
@@ -188,6 +210,7 @@ def _tables(found: DryRun) -> None:
     table(found.blocks, "Matrices that take part")
     table(found.methods, "What each method moves")
     table([{**row, "flops": _power(row["flops"])} for row in found.passes], "Passes over data")
+    table([{**row, "flops": _power(row["flops"])} for row in found.beside], "What is computed beside passes")
     rows = [
         {"stage": stage, "needs (GiB)": _in_gib(need)} | {k: _in_gib(v) for k, v in found.parts[stage].items()}
         for stage, need in found.memory.items()
@@ -198,7 +221,7 @@ def _tables(found: DryRun) -> None:
     ]
     if seconds:
         table(seconds, "Seconds, by earlier runs")
-    print(f"Compute: teacher {_power(found.flops['teacher'])}, student {_power(found.flops['student'])} FLOPs", end="")
+    print(f"Passes: teacher {_power(found.flops['teacher'])}, student {_power(found.flops['student'])} FLOPs", end="")
     print(" at least; some counts are unknown." if found.unknown else ".")
     for line in (*found.unknown, *found.notes):
         print(f"- {line}")

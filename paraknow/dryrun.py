@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paraknow import checkpoints, checks, data, described, methods, passes, recipes
+from paraknow import checkpoints, checks, data, described, methods, operations, passes, recipes
 from paraknow.architecture import Architecture, from_config
 from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
@@ -38,15 +38,16 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class DryRun:
-    """models, blocks, methods, passes: rows of tables. memory: peak bytes by stage; parts: what they are for. flops:
-    teacher and student, what is known of them. times: timing.Times as values. unknown: counts that are missing.
-    notes: what to know before a real run.
+    """models, blocks, methods, passes, beside: rows of tables. memory: peak bytes by stage; parts: what they are for.
+    flops: passes of teacher and student, what is known of them. times: timing.Times as values. unknown: counts that
+    are missing. notes: what to know before a real run.
     """
 
     models: Rows = field(default_factory=list)
     blocks: Rows = field(default_factory=list)
     methods: Rows = field(default_factory=list)
     passes: Rows = field(default_factory=list)
+    beside: Rows = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
@@ -57,14 +58,30 @@ class DryRun:
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
+    @property
+    def stage_flops(self) -> dict[str, float | None]:
+        """Operations of every stage, passes and all beside them; None where a count is unknown."""
+        found: dict[str, float | None] = {}
+        for row in (*self.passes, *self.beside):
+            before, flops = found.get(row["stage"], 0.0), row["flops"]
+            found[row["stage"]] = None if before is None or flops is None else before + flops
+        return found
 
-def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryRun:
+
+def dry_run(
+    config: RunConfig, sizes: Mapping[str, Sizes] | None = None, tasks: dict[str, data.Task] | None = None
+) -> DryRun:
     """Check a config at the true shapes of its models and work out what it needs.
 
     `sizes`: examples of tasks that cannot be read offline, by the task's name; by default what recipes say of them.
+    `tasks`: those that were read before with the same seed, by name; further ones are added (points of a sweep).
     Raises InputError, as a real run would before its first stage, for everything but weights, memory and devices.
     """
     found, sizes = DryRun(), recipes.known_sizes() if sizes is None else sizes
+    tasks = {} if tasks is None else tasks
+    for name in config.all_tasks:
+        if name not in tasks and not name.startswith("hub:"):
+            tasks[name] = data.load_task(name, config.seed)
     candidates = methods.candidates(config)
     with TemporaryDirectory(prefix="paraknow-") as scratch:
         teacher, student = (
@@ -72,18 +89,19 @@ def dry_run(config: RunConfig, sizes: Mapping[str, Sizes] | None = None) -> DryR
             for name, spec in (("teacher", config.pair.teacher), ("student", config.pair.student))
         )
         _check(config, candidates, teacher, student)
-        counts = {name: _counts(name, config, sizes.get(name), found) for name in config.all_tasks}
+        counts = {name: _counts(name, config, sizes.get(name), tasks, found) for name in config.all_tasks}
         plans = expected.plans(config)
         checks.check_benchmarks(plans, teacher, student, fetch=False)
         asked = {b.title: expected.requests(b, config, plans, sizes) for b in config.evaluate.benchmarks}
         found.unknown += [
             f"{b}: how many items it has (nothing is read from a hub)." for b, n in asked.items() if n is None
         ]
-        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes), asked)
+        work = Work(config, teacher, student, counts, _lengths(config, teacher, student, sizes, tasks), asked)
         found.blocks = _blocks(config, teacher.architecture, student.architecture)
         found.methods = [_moves(c, candidates[0], work) for c in candidates]
         _add_passes(found, candidates, work)
-        _add_memory(found, candidates, work, max((plan.generated for plan in plans), default=0), bool(plans))
+        generated = max((plan.generated for plan in plans), default=0)
+        _add_memory(found, candidates, work, tasks, generated, bool(plans))
     return found
 
 
@@ -157,11 +175,10 @@ def _check(config: RunConfig, candidates: Sequence[Candidate], teacher: Checkpoi
 # -- data ------------------------------------------------------------------------------------------------
 
 
-def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) -> Counts:
+def _counts(name: str, config: RunConfig, sizes: Sizes | None, tasks: Mapping[str, data.Task], found: DryRun) -> Counts:
     """Examples of a task: counted where it is on this machine, else taken from `sizes`, else unknown."""
     limit = config.evaluate.limit
-    if not name.startswith("hub:"):
-        task = data.load_task(name, config.seed)
+    if (task := tasks.get(name)) is not None:
         if name in config.task:
             checks.check_examples(task, config)
         return Counts.of(task, limit)
@@ -173,7 +190,13 @@ def _counts(name: str, config: RunConfig, sizes: Sizes | None, found: DryRun) ->
     return Counts(known.train, known.align, test, None if test is None else test * known.choices)
 
 
-def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes: Mapping[str, Sizes]) -> passes.Length:
+def _lengths(
+    config: RunConfig,
+    teacher: Checkpoint,
+    student: Checkpoint,
+    sizes: Mapping[str, Sizes],
+    tasks: Mapping[str, data.Task],
+) -> passes.Length:
     """Mean tokens of an example, counted with the model's own tokenizer where task and tokenizer are here."""
 
     @cache
@@ -182,22 +205,24 @@ def _lengths(config: RunConfig, teacher: Checkpoint, student: Checkpoint, sizes:
         longest = min(limit or loaded.architecture.context, loaded.architecture.context)
         if known is not None and known.tokens is not None:
             return min(known.tokens, longest), False
-        if (
-            split == passes.BENCHMARK
-            or name.startswith("hub:")
-            or not (loaded.folder / "tokenizer_config.json").is_file()
-        ):
+        if split == passes.BENCHMARK or name not in tasks or not (loaded.folder / "tokenizer_config.json").is_file():
             return min(longest, config.tune.max_length) if not limit else longest, True
-        task = data.load_task(name, config.seed)
+        task = tasks[name]
         examples = data.sample(task.split(split) or task.train, SAMPLED, config.seed)
-        items = data.encode_all(examples, _tokenizer(loaded.folder), longest, "dry run").items
-        return round(sum(len(item.ids) for item in items) / len(items)), False
+        return _mean(tuple(examples), loaded.folder, longest), False
 
     def length(name: str | None, split: str, model: str, limit: int) -> tuple[int, bool]:
         found = [counted(n, split, model, limit) for n in ((name,) if name else config.task)]
         return round(sum(f[0] for f in found) / len(found)), any(f[1] for f in found)
 
     return length
+
+
+@lru_cache(maxsize=64)
+def _mean(examples: tuple[data.Example, ...], folder: Path, longest: int) -> int:
+    """Mean tokens of encoded examples; points of a sweep read the same ones."""
+    items = data.encode_all(examples, _tokenizer(folder), longest, "dry run").items
+    return round(sum(len(item.ids) for item in items) / len(items))
 
 
 @lru_cache(maxsize=8)
@@ -305,6 +330,7 @@ def _add_passes(found: DryRun, candidates: Sequence[Candidate], work: Work) -> N
         made += [p for p in passes.tuned(work, candidate, candidates[0]) for _ in range(seeds)]
     made += passes.evaluated(work, candidates)
     found.passes = _joined(p.row() for p in made)
+    found.beside = [b.row() for b in operations.beside(work, candidates)]
     found.flops = {
         model: sum(row["flops"] or 0.0 for row in found.passes if row["model"] == model)
         for model in ("teacher", "student")
@@ -314,7 +340,7 @@ def _add_passes(found: DryRun, candidates: Sequence[Candidate], work: Work) -> N
             "Tokens: where text cannot be read here, sequences are taken as long as their stage lets them be "
             "(evaluation: tune.max_length)."
         )
-    found.notes.append("Operations leave out attention scores, SVDs and the scoring of neurons.")
+    found.notes.append("Operations of passes leave out attention scores: docs/scale.md says how much that is.")
 
 
 def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
@@ -331,13 +357,19 @@ def _joined(rows: Iterable[dict[str, Any]]) -> Rows:
     return list(same.values())
 
 
-def _add_memory(found: DryRun, candidates: Sequence[Candidate], work: Work, generated: int, asked: bool) -> None:
+def _add_memory(
+    found: DryRun,
+    candidates: Sequence[Candidate],
+    work: Work,
+    tasks: Mapping[str, data.Task],
+    generated: int,
+    asked: bool,
+) -> None:
     config = work.config
     try:
         free, device = Free.now(config.device), ""
     except ResourceError:
         free, device = None, config.device
-    tasks = {name: data.load_task(name, config.seed) for name in config.all_tasks if not name.startswith("hub:")}
     case = Case(work.teacher, work.student, candidates, free.device if free else device, tasks, generated, asked)
     need = case.need(config)
     found.memory, found.parts = need.totals, {stage: parts.named() for stage, parts in need.stages.items()}

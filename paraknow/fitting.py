@@ -26,6 +26,7 @@ PARTS = {
     "optimizer": "adapters and their optimiser",
     "kept": "outputs that are kept",
     "other": "work space",
+    "libraries": "torch and its like",
 }
 Change = tuple[str, Any]  # (a setting's dotted name, its value)
 

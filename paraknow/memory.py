@@ -24,7 +24,9 @@ from paraknow.methods.base import Candidate
 from paraknow.passes import NOTHING_READ
 
 LONGEST = 8  # examples whose tokens are counted
-CONTEXT = 600 * 2**20  # what CUDA and its libraries take of a GPU for themselves
+# What torch, transformers and their like hold for themselves: of a GPU, CUDA's context and its kernels (assumed); of
+# host memory, what `python -m benchmarks.memory` prints for a process that has imported what the stages need.
+LIBRARIES = {"cuda": 600 * 2**20, "cpu": 400 * 2**20}
 TEMPLATE = {False: 8, True: 64}  # tokens that a prompt's frame adds, by whether it is a chat template
 
 
@@ -34,6 +36,7 @@ class Parts:
 
     accumulators: sensitivities summed over seeds. optimizer: adapters, their gradients and AdamW's states. kept:
     outputs kept for comparing, keys and values of generated text, what a method keeps. other: work space of steps.
+    libraries: what torch and its like hold for themselves.
     """
 
     weights: int = 0
@@ -43,6 +46,7 @@ class Parts:
     optimizer: int = 0
     kept: int = 0
     other: int = 0
+    libraries: int = 0
 
     @property
     def total(self) -> int:
@@ -146,8 +150,7 @@ class Case:
         return width * (model.parameters - (model.architecture.layers - 2) * layer)
 
     def _base(self, config: RunConfig) -> Parts:
-        context = CONTEXT if self.device == "cuda" else 0
-        return Parts(weights=sum(self.resident(config, n) for n in (0, 1)), other=context)
+        return Parts(weights=sum(self.resident(config, n) for n in (0, 1)), libraries=LIBRARIES[self.device])
 
     def _loading(self, config: RunConfig, base: Parts) -> Parts:
         """A model is whole in host memory before its layers go where they wait."""
@@ -244,6 +247,15 @@ def _layer(a: Architecture, width: int, rows: int) -> int:
     return rows * (2 * a.hidden * 4 + (4 * a.hidden + 4 * query + 4 * a.ffn) * width)
 
 
+def _tuned_layer(a: Architecture, width: int, rows: int) -> int:
+    """The same where only adapters are trained: a frozen matrix keeps nothing of what it reads, an adapter keeps it in
+    float32, each a copy of its own where the weights are narrower. Their r numbers a token are left out."""
+    query, inputs = a.heads * a.head_dim, 5 * a.hidden + a.heads * a.head_dim + a.ffn
+    if width == 4:
+        return 4 * rows * (4 * a.hidden + 4 * query + 4 * a.ffn)
+    return rows * (2 * a.hidden * 4 + (4 * query + 3 * a.ffn) * width + 4 * inputs)
+
+
 def _step(a: Architecture, width: int, rows: int) -> int:
     """Bytes that a layer works with on `rows` tokens at once, where nothing is kept for a backward pass."""
     query, key = a.heads * a.head_dim, a.kv_heads * a.head_dim
@@ -314,9 +326,8 @@ def _step_of_tuning(case: Case, config: RunConfig, lengths: Lengths) -> Parts:
     known = [case.tasks[name] for name in config.task if name in case.tasks]
     there = sum(len(task.train) for task in known) if len(known) == len(config.task) else config.tune.batch_size
     rows = min(config.tune.micro_batch, config.tune.batch_size, max(1, there)) * lengths.tune
-    activations = (a.layers + 1) * _layer(a, width, rows) + 4 * 4 * rows * a.vocabulary
-    if width < 4:  # every adapter widens what its matrix reads
-        activations += 4 * rows * a.layers * (5 * a.hidden + a.heads * a.head_dim + a.ffn)
+    # at the loss: all layers and the final norm, logits, their softmax, its gradient and what that becomes
+    activations = a.layers * _tuned_layer(a, width, rows) + 2 * 4 * rows * a.hidden + 4 * 4 * rows * a.vocabulary
     # both twins, the gradient, two moments, the best state so far, and what a step of AdamW works with
     return Parts(optimizer=4 * 7 * trained, activations=activations)
 

@@ -97,7 +97,7 @@ def test_numbers_of_a_recipe_by_hand():
     n = 6_738_415_616 - 32000 * 4096
     assert tuned["flops"] == 3 * 6726 * 512 * (2 * n + 2 * n + 2 * row["trainable"])
     assert [p["forward"] for p in found.passes if p["stage"] == "evaluate"] == [2 * 1319] * 7  # 0 and 8 shots
-    assert found.memory["load"] == 2 * (13_015_864_320 + 6_738_415_616)
+    assert found.parts["load"]["weights"] == 2 * (13_015_864_320 + 6_738_415_616)
 
 
 def test_neurons_that_methods_move():

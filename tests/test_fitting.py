@@ -158,4 +158,4 @@ def test_examples_count_by_their_own_tokens():
     unknown = Case(short.teacher, short.student, short.candidates, "cpu", {})
     assert unknown.lengths(short.config).locate == 512
     assert short.memory == {stage: parts.total for stage, parts in short.parts.items()}
-    assert short.parts["load"].total == 4 * (short.teacher.parameters + short.student.parameters)
+    assert short.parts["load"].weights == 4 * (short.teacher.parameters + short.student.parameters)

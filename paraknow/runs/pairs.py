@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from paraknow.checkpoints import Checkpoint, files_state
 from paraknow.config import RunConfig
 from paraknow.fitting import Free, rooms
-from paraknow.memory import Case
+from paraknow.memory import LIBRARIES, Case
 
 if TYPE_CHECKING:
     from paraknow.models import Loaded
@@ -23,15 +24,18 @@ def _key(config: RunConfig, states: tuple) -> tuple:
 
 
 def held(warm: Warm | None, config: RunConfig, pair: tuple[Checkpoint, Checkpoint], device: str) -> int:
-    """Bytes on a kind of device of the pair in memory, where it is this one; another one is freed."""
+    """Bytes on a kind of device of what a run needs and this process has: its libraries, and the pair in memory where
+    it is this one; another one is freed."""
+    begun = "torch" in sys.modules and (device == "cpu" or bool(warm))
+    libraries = LIBRARIES[device] if begun else 0
     if not warm:
-        return 0
+        return libraries
     from paraknow import models
 
     if warm["key"] != _key(config, tuple(files_state(checkpoint) for checkpoint in pair)):
         warm.clear()
         models.release()
-    return sum(models.held(loaded, device) for loaded in warm.get("models", {}).values())
+    return libraries + sum(models.held(loaded, device) for loaded in warm.get("models", {}).values())
 
 
 def keep(warm: Warm, config: RunConfig, loaded: dict[str, Loaded]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from paraknow import data, methods
 from paraknow.checkpoints import Checkpoint, weights_hash
@@ -17,6 +17,7 @@ from paraknow.checks import Checked
 from paraknow.config import RunConfig
 from paraknow.evaluate import benchmarks
 from paraknow.evaluate.benchmarks import Plan
+from paraknow.methods.base import Candidate
 from paraknow.runs.store import Run
 
 SETTINGS = ("pair", "dtype", "device", "task", "seed", "locate", "similarity")
@@ -61,7 +62,16 @@ def located(run: Run, about: Checked, earlier: Sequence[Run]) -> tuple[Run, list
     return found
 
 
-def donors(points: Sequence[Checked]) -> list[int | None]:
+class Planned(Protocol):
+    """What donors are told by: the config of a point, and the methods it names."""
+
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def candidates(self) -> Sequence[Candidate]: ...
+
+
+def donors(points: Sequence[Planned]) -> list[int | None]:
     """By place: the earlier point that each one takes over from, if points are begun one after the other; None where
     there is none. Begun side by side, points that wait for these find the same."""
     made: list[int | None] = []
@@ -73,6 +83,12 @@ def donors(points: Sequence[Checked]) -> list[int | None]:
         seen.setdefault(same, place)
         seen.setdefault(both, place)
     return made
+
+
+def taken(donor: Planned, point: Planned) -> tuple[str, ...]:
+    """The stages that a point takes over from its donor."""
+    same = _rank(donor.candidates[0].settings) == _rank(point.candidates[0].settings)
+    return ("locate", "similarity") if same else ("locate",)
 
 
 def _rank(settings: Any) -> int:

@@ -7,9 +7,11 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from paraknow import devices
+from paraknow.memory import LIBRARIES
 from tests.pages.test_pages import ROOT, no_worker, warm_server  # noqa: F401
 
-FREE = 60_000_000  # bytes: less than tuning takes with the quick settings, more than any other stage does
+# bytes: less than tuning takes with the quick settings, more than any other stage does
+FREE = 60_000_000 + LIBRARIES["cpu"]
 
 
 @pytest.fixture(autouse=True)
