@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read once, when torch is impo
 import pytest
 import torch
 
-from paraknow import models, resources
+from paraknow import inject, models, resources
+from tests import fresh
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -97,6 +98,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "runs"
     monkeypatch.setenv("PARAKNOW_RUNS", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reload_checks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Reload checks in forks of a server that is started for the first of them; see tests/fresh.py."""
+    with fresh.Checks(tmp_path_factory.getbasetemp()) as checks, pytest.MonkeyPatch.context() as patch:
+        watched = inject._watched
+        patch.setattr(inject, "_watched", lambda command, *rest: watched(checks.forked(command), *rest))
+        yield
 
 
 @pytest.fixture(scope="session")
