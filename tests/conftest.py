@@ -101,12 +101,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def reload_checks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def reload_checks() -> Iterator[fresh.Forks]:
     """Reload checks in forks of a server that is started for the first of them; see tests/fresh.py."""
-    with fresh.Checks(tmp_path_factory.getbasetemp()) as checks, pytest.MonkeyPatch.context() as patch:
+    with (
+        fresh.Forks("paraknow.reload") as checks,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         watched = inject._watched
         patch.setattr(inject, "_watched", lambda command, *rest: watched(checks.forked(command), *rest))
-        yield
+        yield checks
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
-"""The fresh process of the reload check, without its five seconds of imports.
+"""Fresh processes of a module, without their five seconds of imports.
 
-A server that has imported what `paraknow.reload` needs, and nothing else, forks itself for every check: the process that
-loads the results has none of the run's own state, as one that is started anew. What a run starts is this file as a
-client: it hands its own output and errors over, waits, and ends with the code that the check ended with. One test
-(test_inject.py) and `paraknow demo` start theirs anew.
+A server that has imported what the module needs, and has done nothing else, forks itself for every call: what is
+carried out there has none of the caller's own state, as in a process that is started anew. What a test starts is this
+file as a client: it hands its own output and errors over, waits, and ends with the code that the fork ended with. The
+reload checks of all runs in the tests' own process are made so; one test of test_inject.py and `paraknow demo` start
+theirs anew.
 
-Server: python -m tests.fresh ADDRESS; client: python tests/fresh.py ADDRESS ARGUMENT...
+Server: python -m tests.fresh ADDRESS MODULE; client: python tests/fresh.py ADDRESS MODULE ARGUMENT...
 """
 
 from __future__ import annotations
@@ -15,64 +16,79 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-RELOAD = ["-m", "paraknow.reload"]
+NEEDS = {
+    "paraknow.reload": ("peft", "transformers.models.llama.modeling_llama", "paraknow.placing"),
+    "lm_eval": ("lm_eval.__main__", "lm_eval.evaluator", "lm_eval.models.huggingface", "datasets"),
+}
 
 
-class Checks:
-    """The server in a folder of its own, started when it is first needed and ended with the block."""
+class Forks:
+    """The server of a module: started when it is first needed, ended with the block."""
 
-    def __init__(self, folder: os.PathLike[str]):
-        self.address, self.server = os.path.join(folder, "reload"), None
+    def __init__(self, module: str):
+        self.folder = tempfile.TemporaryDirectory()  # pytest's own names are too long for a socket on some systems
+        self.module, self.address, self.server = module, os.path.join(self.folder.name, "socket"), None
 
-    def __enter__(self) -> Checks:
+    def __enter__(self) -> Forks:
         return self
 
-    def forked(self, command: list[str]) -> list[str]:
-        """What to start instead of the command `python -m paraknow.reload …`; every other command as it is."""
-        if command[1:3] != RELOAD:
-            return command
+    def start(self) -> None:
         if self.server is None:
-            started = [sys.executable, "-m", "tests.fresh", self.address]
+            started = [sys.executable, "-m", "tests.fresh", self.address, self.module]
             self.server = subprocess.Popen(started, stdout=subprocess.PIPE, cwd=ROOT)
             assert self.server.stdout and self.server.stdout.readline() == b"ready\n"
-        return [sys.executable, "-S", __file__, self.address, *command[3:]]
+
+    def forked(self, command: list[str]) -> list[str]:
+        """What to start instead of `python -m MODULE ARGUMENT...`; every other command as it is."""
+        if command[1:3] == ["-m", self.module]:
+            self.start()
+        return client(self.address, self.module, command)
 
     def __exit__(self, *_: object) -> None:
         if self.server is not None:
             self.server.kill()
             self.server.communicate()
+        self.folder.cleanup()
 
 
-def ask(address: str, arguments: list[str]) -> int:
-    """The code the check ended with; 1 where the server went away."""
+def client(address: str, module: str, command: list[str]) -> list[str]:
+    """As Forks.forked, where the server is known to run."""
+    if command[1:3] != ["-m", module]:
+        return command
+    return [sys.executable, "-S", __file__, address, *command[2:]]
+
+
+def ask(address: str, words: list[str]) -> int:
+    """The code that the fork ended with; 1 where the server went away."""
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(address)
-        socket.send_fds(stream, [json.dumps(arguments).encode()], [1, 2])
+        socket.send_fds(stream, [json.dumps(words).encode()], [1, 2])
         return (stream.recv(1) or b"\1")[0]
 
 
-def serve(address: str) -> None:
+def serve(address: str, module: str) -> None:
+    import importlib
+    import runpy
     import socketserver
     import traceback
 
-    import peft  # noqa: F401
-    import torch
-    from transformers.models.llama import modeling_llama  # noqa: F401 (named, as it is imported when first asked for)
+    for name in NEEDS[module]:
+        importlib.import_module(name)
 
-    from paraknow import placing, reload  # noqa: F401
-
-    torch.set_num_threads(1)
-
-    class Check(socketserver.BaseRequestHandler):
+    class Call(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            text, (out, errors), *_ = socket.recv_fds(self.request, 2**16, 2)
+            text, (out, errors), *_ = socket.recv_fds(self.request, 2**18, 2)
             os.dup2(out, 1)
             os.dup2(errors, 2)
+            sys.argv = json.loads(text)
             code = 0
             try:
-                reload.main(json.loads(text))
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
             except BaseException:
                 traceback.print_exc()
                 code = 1
@@ -83,13 +99,13 @@ def serve(address: str) -> None:
     class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
         pass
 
-    with Server(address, Check) as server:
+    with Server(address, Call) as server:
         print("ready", flush=True)
         server.serve_forever()
 
 
 if __name__ == "__main__":
-    address, *arguments = sys.argv[1:]
-    if arguments:
-        sys.exit(ask(address, arguments))
-    serve(address)
+    address, module, *arguments = sys.argv[1:]
+    if __package__:
+        serve(address, module)
+    sys.exit(ask(address, [module, *arguments]))

@@ -96,7 +96,7 @@ def test_reload_check_in_a_fresh_process(tiny_pair, tmp_path, monkeypatch, anew)
     """In one that imports everything itself, and in the fork that all other tests make do with."""
     _, student = tiny_pair
     if anew:
-        monkeypatch.setattr(fresh.Checks, "forked", lambda self, command: command)
+        monkeypatch.setattr(fresh.Forks, "forked", lambda self, command: command)
     out = tmp_path / "a" / "0"
     with inject.attached(student, random_start(student)) as wrapped:
         nudge(wrapped)

@@ -43,7 +43,7 @@ def test_files_stay_short():
 
 IMPORTS = """
 import importlib, json, os, sys
-import pandas, plotly.graph_objects, pyarrow.parquet, pydantic, rich.table, scipy.stats, typer, yaml  # what all may have
+import pandas, plotly.graph_objects, pyarrow.parquet, pydantic, rich.table, scipy.stats, typer, yaml  # all may
 for name in sys.argv[1:]:
     if not os.fork():
         importlib.import_module(name)

@@ -4,10 +4,20 @@ import pytest
 
 from benchmarks import faults, full_disk
 
+FORKED = """
+from paraknow import inject
+from tests import fresh
+watched = inject._watched
+inject._watched = lambda command, *rest: watched(fresh.client({address!r}, "paraknow.reload", command), *rest)
+"""
+
 
 @pytest.mark.timeout(900)
-def test_kills_leave_every_run_readable_and_equal_to_an_unbroken_one(tmp_path):
+def test_kills_leave_every_run_readable_and_equal_to_an_unbroken_one(tmp_path, monkeypatch, reload_checks):
     """Ten of them; twenty are in docs/results.md, by `python -m benchmarks.faults`."""
+    reload_checks.start()
+    forks = FORKED.format(address=reload_checks.address)
+    monkeypatch.setattr(faults.Forks, "CODE", faults.Forks.CODE.replace("\nfor line", f"{forks}for line", 1))
     found = faults.kills(tmp_path, 10, 0)
     print(faults.line(found))
     assert found["kills"] == 10 and len(found["stages"]) > 1
