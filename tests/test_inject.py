@@ -104,8 +104,9 @@ def test_reload_check_in_a_fresh_process(tiny_pair, tmp_path, monkeypatch, anew)
         logits = inject.probe_logits(wrapped, IDS)
     found = inject.reload_check(student, IDS, {out: logits}, tmp_path)
     assert max(found.values()) <= 1e-4
-    with pytest.raises(RunError, match="differ by"):
-        inject.reload_check(student, IDS, {out: logits + 0.01}, tmp_path)
+    if not anew:
+        with pytest.raises(RunError, match="differ by"):
+            inject.reload_check(student, IDS, {out: logits + 0.01}, tmp_path)
     assert not (tmp_path / "probe.safetensors").exists()
 
 

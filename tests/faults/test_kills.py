@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+import shlex
+import subprocess
+
 import pytest
 
 from benchmarks import faults, full_disk
 
+# In processes of their own, reload checks are made as in this one; see tests/fresh.py. A disk that is mounted for one
+# process alone needs a server that sees it.
 FORKED = """
 from paraknow import inject
 from tests import fresh
 watched = inject._watched
 inject._watched = lambda command, *rest: watched(fresh.client({address!r}, "paraknow.reload", command), *rest)
+"""
+ON_THE_DISK = """
+from benchmarks import full_disk
+from paraknow import inject
+from tests import fresh
+with fresh.Forks("paraknow.reload") as forks:
+    watched = inject._watched
+    inject._watched = lambda command, *rest: watched(forks.forked(command), *rest)
+    full_disk.main()
 """
 
 
@@ -24,7 +38,14 @@ def test_kills_leave_every_run_readable_and_equal_to_an_unbroken_one(tmp_path, m
     assert not found["unreadable"] and not found["stuck"] and not found["unequal"]
 
 
-def test_a_full_disk_in_every_stage():
+def test_a_full_disk_in_every_stage(monkeypatch):
+    run = subprocess.run
+
+    def forking(command, **more):
+        *words, inside = command
+        return run([*words, inside.replace("-m benchmarks.full_disk", f"-c {shlex.quote(ON_THE_DISK)}", 1)], **more)
+
+    monkeypatch.setattr(full_disk.subprocess, "run", forking)
     try:
         rows = full_disk.rows()
     except full_disk.NoDisk as reason:
