@@ -69,6 +69,17 @@ def ask(address: str, words: list[str]) -> int:
         return (stream.recv(1) or b"\1")[0]
 
 
+def read_tasks() -> None:
+    """lm-eval's command line reads thousands of files of tasks before it begins. Forks find them read."""
+    from functools import cache
+    from pathlib import Path
+
+    from lm_eval.tasks import _index
+
+    _index.load_yaml = cache(_index.load_yaml)
+    _index.TaskIndex.build([Path(_index.__file__).parent])
+
+
 def serve(address: str, module: str) -> None:
     import importlib
     import runpy
@@ -77,6 +88,8 @@ def serve(address: str, module: str) -> None:
 
     for name in NEEDS[module]:
         importlib.import_module(name)
+    if module == "lm_eval":
+        read_tasks()
 
     class Call(socketserver.BaseRequestHandler):
         def handle(self) -> None:
