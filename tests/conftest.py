@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,27 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read once, when torch is impo
 
 import pytest
 import torch
+from filelock import FileLock
 
-from paraknow import models, resources
+from paraknow import inject, models, resources
+from tests import fresh
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-LONGEST = ("test_story.py", "test_real_records.py", "test_worker.py", "test_dashboard.py")
+# Those that take half a minute or more, the longest first.
+LONGEST = """
+    demo/test_story browser/test_reading browser/test_dashboard browser/test_survival test_real_records
+    faults/test_kills faults/test_supervisor runs/test_worker evaluate/test_lm_eval runs/test_cluster
+    demo/test_build runs/test_transfer browser/test_hostile runs/test_sweep pages/test_pages
+""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: two are run at a time, and a long one at the end would run alone."""
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    order = {Path(__file__).parent / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def _config(family: str, **changes: Any) -> Any:
@@ -97,6 +104,35 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "runs"
     monkeypatch.setenv("PARAKNOW_RUNS", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reload_checks() -> Iterator[fresh.Forks]:
+    """Reload checks in forks of a server that is started for the first of them; see tests/fresh.py."""
+    with (
+        fresh.Forks("paraknow.reload") as checks,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        watched = inject._watched
+        patch.setattr(inject, "_watched", lambda command, *rest: watched(checks.forked(command), *rest))
+        yield checks
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, reload_checks: fresh.Forks) -> Path:
+    """The folder of a run of QUICK that is done, made once for all of pytest's processes: to be read or copied."""
+    from paraknow import config
+    from paraknow.runs import store, worker
+    from tests.test_bad_input import QUICK
+
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished"
+    with FileLock(f"{root}.lock"):
+        if not (root / "which").is_file():
+            run = store.create(config.parse(QUICK), root)
+            worker.execute(run)
+            (root / "which").write_text(run.id)
+    return root / (root / "which").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from paraknow import cli, resources
 from paraknow import config as configs
-from paraknow.runs import store, worker
+from paraknow.runs import store
 from tests.test_bad_input import QUICK
 
 
@@ -43,6 +45,7 @@ def config_file(tmp_path):
 
 def test_ctrl_c_cancels_at_a_step_and_the_run_can_go_on(config_file, runs, printed):
     command = [sys.executable, "-m", "paraknow.cli", "run", str(config_file), "--set", "tune.epochs=3000"]
+    command += ["--set", "similarity.parts=[]", "--set", "locate.neurons=none"]  # sooner at the stage that is long
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
     try:
         until = time.time() + 120
@@ -100,13 +103,10 @@ def test_what_is_done_to_a_run_is_printed_as_facts(printed, runs, monkeypatch):
     assert printed("runs", "delete", second.id, "--yes")["run"] == second.id and not second.folder.exists()
 
 
-def test_merged_export(config_file, runs, tmp_path, capsys):
+def test_merged_export(finished, runs, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
-    from paraknow import config
-
-    run = store.create(config.load(config_file))
-    worker.execute(run, until="tune")
+    run = store.Run(Path(shutil.copytree(finished, runs / finished.name)))
     with pytest.raises(SystemExit) as stop:
         cli.main(["export", run.id, "--merged", str(tmp_path / "merged")])
     assert stop.value.code == 0

@@ -49,6 +49,21 @@ TITLES = {name: title for name, title, _ in shell.PAGES}
 # endpoints one folder below a page's address first, is told 404, and goes up: two lines in the console per deep link.
 PROBES = re.compile(r"/[a-z]+/_stcore/(health|host-config)$")
 READY = "[data-testid=stApp][data-test-script-state=notRunning]"
+# Until the script has ended and nothing has changed for a while: what it drew may have made it run again. A page that
+# never is still (a run under way) is left after a second.
+STILL = """ready => new Promise(done => {
+    const began = performance.now();
+    let last = began;
+    const seen = new MutationObserver(() => { last = performance.now(); });
+    seen.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
+    const look = () => {
+        const now = performance.now();
+        if (now - began < 1000 && (!document.querySelector(ready) || now - last < 150)) return setTimeout(look, 25);
+        seen.disconnect();
+        done();
+    };
+    look();
+})"""
 RUN_SECONDS = 400
 
 
@@ -112,12 +127,13 @@ def chromium() -> Iterator:
 
 
 class Visit:
-    """One browser tab that notes what went wrong in it."""
+    """One browser tab that notes what went wrong in it. All tabs share what the browser has fetched and compiled."""
 
     def __init__(self, chromium, address: str, theme: str = "light", width: int = 1440, height: int = 900):
         self.address = address
-        self.context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-        self.page = self.context.new_page()
+        self.page = (chromium.contexts or [chromium.new_context()])[0].new_page()
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme=theme)
         self.errors: list[str] = []
         self.received = 0  # bytes of the server's messages
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -147,15 +163,21 @@ class Visit:
         self.settle()
         return took
 
+    def go_unseen(self, title: str) -> None:
+        """Through the sidebar while it is folded away; the page is not loaded anew."""
+        self.page.get_by_test_id("stSidebarNavLink").filter(has_text=title).dispatch_event("click")
+        self.page.get_by_role("heading", name=title, exact=True).wait_for()
+        self.settle()
+
     def settle(self) -> None:
         self.page.wait_for_selector(READY, timeout=60_000)
         self.page.wait_for_selector("h1:visible", timeout=30_000)
-        self.page.wait_for_timeout(400)
+        self.page.evaluate(STILL, READY)
         self.page.wait_for_selector(READY, timeout=60_000)
         assert self.page.get_by_test_id("stException").count() == 0
 
     def close(self) -> None:
-        self.context.close()
+        self.page.close()
         assert not self.errors, self.errors
 
 

@@ -10,7 +10,7 @@ from paraknow import config
 from paraknow.demo.record import pool, record
 from paraknow.errors import InputError
 from paraknow.locate.located import pool as pool_torch
-from paraknow.runs import store, worker
+from paraknow.runs import store
 from tests.test_bad_input import QUICK
 
 
@@ -24,11 +24,10 @@ def test_pooling_keeps_the_largest_values(n, m, side):
     assert float(pool_torch(torch.from_numpy(values), side).max()) == values.max()
 
 
-def test_a_recorded_run_is_whole_and_small(runs, tmp_path):
-    run = store.create(config.parse({**QUICK, "evaluate": {"limit": 1}}))
+def test_a_recorded_run_is_whole_and_small(runs, tmp_path, finished):
     with pytest.raises(InputError, match="not done"):
-        record(run, tmp_path / "kept")
-    worker.execute(run)
+        record(store.create(config.parse(QUICK)), tmp_path / "kept")
+    run = store.Run(finished)
     kept = store.Run(record(run, tmp_path / "kept"), recorded=True)
     assert kept.status()["state"] == "done" and "pid" not in kept.status()
     assert kept.config() == run.config() and not kept.path("adapters", "seeking").exists()

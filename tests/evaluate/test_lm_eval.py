@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from paraknow import data, models
 from paraknow.config import Benchmark
 from paraknow.evaluate import benchmarks, catalogue, harness, public
+from tests import fresh
 from tests.evaluate import public_records as made
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
@@ -61,15 +62,26 @@ def own_yaml(name: str, shots: int, test: str, train: str) -> dict[str, Any]:
     return values
 
 
-def command_line(model: Path, tasks: list[dict[str, Any]], folder: Path, *more: str) -> dict[str, list[dict]]:
+@pytest.fixture(scope="module")
+def lm_eval(tmp_path_factory) -> Iterator[fresh.Forks]:
+    """lm-eval's command line, in forks of a process that has imported it, with a home of their own."""
+    with pytest.MonkeyPatch.context() as patch, fresh.Forks("lm_eval") as forks:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forks.start()
+        yield forks
+
+
+def command_line(
+    lm_eval: fresh.Forks, model: Path, tasks: list[dict[str, Any]], folder: Path, *more: str
+) -> dict[str, list[dict]]:
     """Samples that `python -m lm_eval` leaves, by task, in the order of items."""
     for task in tasks:
         (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
     line = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "16"]
     line += ["--model_args", f"pretrained={model},dtype=float32", "--include_path", str(folder), "--log_samples"]
     line += ["--tasks", ",".join(t["task"] for t in tasks), "--output_path", str(folder / "out"), *more]
-    environment = {**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(lm_eval.forked(line), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {}
     for task in tasks:
@@ -117,7 +129,7 @@ def compare_ranked(rows: Any, theirs: list[dict]) -> None:
         assert row.correct == bool(sample["acc"])
 
 
-def test_items_equal_the_command_line(folders, files, tmp_path):
+def test_items_equal_the_command_line(lm_eval, folders, files, tmp_path):
     """gsm8k and two subjects of mmlu, 0 and 2 worked examples, and a demo suite of both kinds."""
     tasks = []
     for shots in (0, 2):
@@ -136,7 +148,7 @@ def test_items_equal_the_command_line(folders, files, tmp_path):
         values = {"include": str(path), "task": f"demo_{kind}", "dataset_path": "json"}
         values["dataset_kwargs"] = {"data_files": {"test": made.write(tmp_path / f"{kind}.jsonl", rows)}}
         tasks.append(values)
-    theirs = command_line(folders[False], tasks, tmp_path)
+    theirs = command_line(lm_eval, folders[False], tasks, tmp_path)
     for shots in (0, 2):
         frame = ours(folders[False], files, shots, chat=False)
         compare_generated(frame, theirs[f"local_gsm8k_{shots}"])
@@ -150,10 +162,10 @@ def test_items_equal_the_command_line(folders, files, tmp_path):
         compare_ranked(rows, theirs[f"demo_{kind}"])
 
 
-def test_items_equal_the_command_line_with_a_chat_template(folders, files, tmp_path):
+def test_items_equal_the_command_line_with_a_chat_template(folders, files, tmp_path, lm_eval):
     task = own_yaml("gsm8k", 2, files["gsm8k"], files["gsm8k shots"])
     ranked = own_yaml("mmlu_anatomy", 0, made.write(tmp_path / "t.jsonl", made.mmlu(4)[::2]), files["mmlu shots"])
-    theirs = command_line(folders[True], [task, ranked], tmp_path, "--apply_chat_template")
+    theirs = command_line(lm_eval, folders[True], [task, ranked], tmp_path, "--apply_chat_template")
     frame = ours(folders[True], files, 2, chat=True)
     assert "[user] Question: Ada" in frame.prompt[0] and "[assistant] She has" in frame.prompt[0]
     compare_generated(frame, theirs["local_gsm8k_2"])
@@ -161,7 +173,7 @@ def test_items_equal_the_command_line_with_a_chat_template(folders, files, tmp_p
     compare_ranked(zero[zero.subtask == "mmlu_anatomy"].sort_values("doc_id"), theirs["local_mmlu_anatomy_0"])
 
 
-def test_what_is_drawn_at_random_equals_the_command_line(folders, tmp_path):
+def test_what_is_drawn_at_random_equals_the_command_line(lm_eval, folders, tmp_path):
     """gpqa shuffles the choices of its items; self-consistency samples its answers."""
     data_files = {"gpqa": made.write(tmp_path / "gpqa.jsonl", made.gpqa(6))}
     data_files["gsm8k"] = made.write(tmp_path / "gsm8k.jsonl", made.gsm8k(2))
@@ -170,7 +182,7 @@ def test_what_is_drawn_at_random_equals_the_command_line(folders, tmp_path):
         task = own_yaml(name, 0, data_files[key], data_files[key])
         folder = tmp_path / key
         folder.mkdir()
-        (theirs,) = command_line(folders[False], [task], folder).values()
+        (theirs,) = command_line(lm_eval, folders[False], [task], folder).values()
         asked = Benchmark(name=name, file=data_files[key], shots=0, max_tokens=TOKENS)
         frame = public.evaluate(models.load(str(folders[False]), device="cpu"), [benchmarks.plan(asked)], 16)
         if key == "gpqa":

@@ -33,7 +33,7 @@ def little(monkeypatch):
 
 
 def page() -> AppTest:
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     app.switch_page("pages/transfer.py").run()
     assert not app.exception, [e.value for e in app.exception]
     return app

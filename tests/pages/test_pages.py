@@ -163,12 +163,13 @@ def run(runs: Path) -> store.Run:
 
 
 def show(page: str, **query: str) -> AppTest:
+    """A page as its link opens it."""
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     for key, value in query.items():
         app.query_params[key] = value
-    app.run()
     if page != "overview":
-        app.switch_page(f"pages/{page}.py").run()
+        app.switch_page(f"pages/{page}.py")
+    app.run()
     assert not app.exception, [e.value for e in app.exception]
     return app
 

@@ -19,13 +19,7 @@ def figures(app: AppTest) -> int:
 
 
 def talked(page: str, **query: str) -> AppTest:
-    app = show(page)
-    app.query_params["talk"] = "1"
-    for name, value in query.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, [e.value for e in app.exception]
-    return app
+    return show(page, talk="1", **query)
 
 
 def asked(app: AppTest, name: str) -> str:
