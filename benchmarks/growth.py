@@ -179,8 +179,8 @@ def blocks() -> Iterator[Growth]:
     drawn = torch.Generator().manual_seed(0)
 
     def window(f: int) -> Callable[[], Any]:
-        scores = torch.rand(512, 512 * f, generator=drawn)
-        return lambda: best_window(scores, 256, 256 * f)
+        scores = torch.rand(1024, 1024 * f, generator=drawn)  # larger than caches at once
+        return lambda: best_window(scores, 512, 512 * f)
 
     def parts(f: int) -> Callable[[], Any]:
         block = torch.randn(256, 256 * f, generator=drawn)
