@@ -1,17 +1,16 @@
 """`python -m benchmarks.profiles [--stage STAGE]`: where the time of a run goes, stage by stage, on the demo pair.
 
-One process carries out the demo's run, as `paraknow run` does, and every stage twice. Once a thread looks every few
-milliseconds which of our functions is at work: the innermost of paraknow's own on the stack, with all that it calls in
-libraries; what is spent importing is counted apart. That slows nothing down, unlike a profiler that is called for
-every function. Then, in a copy of the run's folder, torch's profiler records the operators in short windows that begin
-and end where the stage reports progress: all of a stage's events would not fit in memory.
+One process carries out the demo's run, as `paraknow run` does. A thread looks every few milliseconds which of our
+functions is at work: the innermost of paraknow's own on the stack, with all that it calls in libraries; what is spent
+importing is counted apart. That slows little down, unlike a profiler called for every function. torch's profiler
+records the operators in short windows, which begin and end where the stage reports progress: all events of a stage
+would not fit in memory, and would slow it down.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import threading
 import time
@@ -24,15 +23,15 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker sets it, before torch is imported
 
-from benchmarks import written
+import paraknow
+from benchmarks import wastes, written
 from benchmarks.memory import PAIRS
-from paraknow.progress import Progress, silent
 from paraknow.runs.worker import STAGE_NAMES
 from paraknow.screen import emit, table
 
-OWN = f"{os.sep}paraknow{os.sep}"
+OWN = str(Path(paraknow.__file__).parent) + os.sep
 EVERY = 0.004  # seconds between two looks at the stack
-WINDOW, BETWEEN = 0.3, 2.0  # seconds that operators are recorded, and that they are not
+WINDOW, BETWEEN = 0.2, 3.0  # seconds that operators are recorded, and that they are not
 LARGEST = 5
 
 
@@ -45,8 +44,8 @@ def place(stack: Iterable[tuple[str, str]]) -> str:
     for file, function in stack:
         if file.startswith("<frozen importlib"):
             return "(imports)"
-        if OWN in file:
-            module = file.rpartition(OWN)[2].removesuffix(".py").replace(os.sep, ".")
+        if file.startswith(OWN):
+            module = file.removeprefix(OWN).removesuffix(".py").replace(os.sep, ".")
             return f"{module}.{function.replace('.<locals>', '')}"
     return "(elsewhere)"
 
@@ -128,38 +127,17 @@ def profiled(wanted: Any, only: Sequence[str], scratch: Path) -> Iterator[dict[s
     from paraknow.runs.stages import STAGES, Session
     from paraknow.runs.worker import Reporter
 
-    checked = check(wanted)
     run = store.create(wanted, scratch / "runs")
-    copy = store.Run(scratch / "copy")
-    models: dict[str, Any] = {}
-    last = max(map(STAGE_NAMES.index, only))
-
-    def carry_out(folder: store.Run, name: str, progress: Progress) -> None:
-        session = Session(folder, checked, lambda text: None)
-        if name != "load":
-            session.models = models
-        STAGES[name](session, Reporter(folder, name, progress))
-        models.update(session.models)
-
-    for name in STAGE_NAMES[: last + 1]:
-        shutil.copytree(run.folder, copy.folder)
-        began, busy = time.perf_counter(), time.process_time()
-        with Looks() as looks:
-            carry_out(run, name, silent)
-        seconds, processor = time.perf_counter() - began, time.process_time() - busy
+    session = Session(run, check(wanted), lambda text: None)
+    for name in STAGE_NAMES[: 1 + max(map(STAGE_NAMES.index, only))]:
+        began = time.perf_counter()
+        with Looks() as looks, Windows() as windows:
+            STAGES[name](session, Reporter(run, name, windows))
+        seconds = time.perf_counter() - began
         run.update(stages=[*run.status().get("stages", []), name])
+        print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
         if name in only:
-            with Windows() as windows:
-                carry_out(copy, name, windows)
-            print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
-            yield {
-                "stage": name,
-                "seconds": seconds,
-                "processor": processor,
-                "functions": looks.found,
-                "operators": windows.found,
-            }
-        shutil.rmtree(copy.folder)
+            yield {"stage": name, "seconds": seconds, "functions": looks.found, "operators": windows.found}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -193,12 +171,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         table([{"seconds": f"{a['seconds']:.1f}", **b} for a, b in zip(found, shown, strict=True)], "Profiles")
     if arguments.pair == "demo" and not arguments.stage and not arguments.json:
-        written.put("profiles", "Where the time goes", "python -m benchmarks.profiles", ABOUT + written.markdown(shown))
+        body = ABOUT + written.markdown(shown) + REMOVED + written.markdown(wastes.shown(wastes.ratios()))
+        written.put("profiles", "Where the time goes", "python -m benchmarks.profiles", body)
     return 0
 
 
 ABOUT = """Stages of the demo's run: each one's share of the run's time, our functions with all that they call in
 libraries (share of the stage), and torch's operators by their own time (share of all operators of the stage).
+
+"""
+
+REMOVED = """
+
+What was taken out of the largest stages, as processor time on one thread before over after
+(`python -m benchmarks.wastes`; the former versions are kept there as rivals):
+
+- Tuning: peft computes a trained adapter and its frozen twin one after the other, each with a multiplication by its
+  scale and a sum; now they are one pair of products, and what is frozen gets no gradient.
+- Tuning: every token went through the head; now only those that predict an answer do.
+- Evaluation: candidates were filled up to the longest one of their batch, and every text was encoded again for every
+  candidate and every model; now they are read among those of their length, and encoded once.
+- Similarity: CKA's permuted Gram matrices were copied by torch's indexing; numpy copies the same bits faster.
 
 """
 

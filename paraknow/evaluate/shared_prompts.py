@@ -1,8 +1,9 @@
 """Candidates of one prompt share its forward pass: read once, its keys and values serve every candidate.
 
 lm-eval reads a prompt again for each of its candidates, unless all of them are one token long. Here the prompts of a
-batch are one pass with a cache, and their candidates continue from it, in one pass or in a few of about one length:
-in a single one the longest candidate would fill up all others. The numbers are the same up to rounding (tests/evaluate/test_shared_prompts.py; tests/evaluate/test_lm_eval.py against lm-eval itself).
+batch are one pass with a cache, and their candidates continue from it: in one pass, or in a few of about one length
+each, where otherwise the longest would fill up all others. The numbers are the same up to rounding
+(tests/evaluate/test_shared_prompts.py; tests/evaluate/test_lm_eval.py against lm-eval itself).
 
 Notation: p prompts of at most T tokens, c continuations of at most L tokens, V words.
 """
