@@ -39,7 +39,9 @@ def panels(part: pd.DataFrame, measure: deltas.Measure, key: str, order: str = t
     columns = st.columns(2)
     for number, ((suite, group), lines) in enumerate(found):
         title = tables.panel_title(suite, group)
-        figure = deltas.panel(tables.ordered(lines, order, measure.value), measure, title, titles, span, kinds)
+        figure = draw.made(
+            deltas.panel, tables.ordered(lines, order, measure.value), measure, title, titles, span, kinds
+        )
         with columns[number % 2]:
             draw.plot(figure, f"b.{key}.{number}", deltas.describe(lines, measure, title))
             if measure is deltas.DELTA:
@@ -99,7 +101,9 @@ def measured(measure: deltas.Measure) -> None:
         where = [tables.panel_title(s, g) for s, g in zip(whole.suite, whole.group, strict=True)]
         listed = whole.assign(title=[f"{t} · {w}" for t, w in zip(whole.title, where, strict=True)])
         title = f"{len(listed)} comparison{'s' * (len(listed) != 1)}, sorted by {order}"
-        figure = deltas.panel(listed, measure, title, titles, deltas.limits(listed, measure), kinds, LIST_WIDTH)
+        figure = draw.made(
+            deltas.panel, listed, measure, title, titles, deltas.limits(listed, measure), kinds, LIST_WIDTH
+        )
         draw.plot(figure, "b.list", deltas.describe(listed, measure, title))
     reading(measure)
     draw.csv(found, f"{run.id}-{measure.value}", "measured")
@@ -134,7 +138,7 @@ def never_shown() -> None:
             for number, ((suite, group), lines) in enumerate(part.groupby(["suite", "group"], sort=False)):
                 title = f"{suite}: share that arrived" if key == "share" else tables.panel_title(suite, group)
                 lines = tables.ordered(lines, tables.ORDERS[0], measure.value)
-                figure = deltas.panel(lines, measure, title, titles, deltas.limits(part, measure), kinds)
+                figure = draw.made(deltas.panel, lines, measure, title, titles, deltas.limits(part, measure), kinds)
                 draw.plot(figure, f"b.never.{key}.{number}", deltas.describe(lines, measure, title))
                 if measure is deltas.DELTA:
                     in_words(lines)

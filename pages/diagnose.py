@@ -84,7 +84,7 @@ def panels(finding: Finding, key: str) -> None:
     for number, ((suite, group), part) in enumerate(frame.groupby(["suite", "group"], sort=False)):
         if number < MOST:
             title = tables.panel_title(suite, group)
-            figure = deltas.panel(part, deltas.DELTA, title, titles, span, kinds)
+            figure = draw.made(deltas.panel, part, deltas.DELTA, title, titles, span, kinds)
             with columns[number % 2]:
                 draw.plot(figure, f"{key}.{number}", deltas.describe(part, deltas.DELTA, title))
     escaped = {model: shell.escape(title) for model, title in titles.items()}
@@ -97,7 +97,7 @@ def curves(key: str) -> None:
     if table is None or table.empty:
         return
     picture = answers.curves(table, artifacts.model_titles(run, [str(label) for label in dict.fromkeys(table.label)]))
-    draw.plot(picture.draw(), key, picture.alt)
+    draw.plot(draw.made(picture.draw), key, picture.alt)
     draw.how_to_read(picture.read)
 
 
@@ -107,12 +107,15 @@ def evidence(finding: Finding, key: str) -> None:
         panels(finding, key)
     elif finding.figure == "losses":
         curves(key)
-    elif figure := diagnose.draw(finding.figure, finding.numbers):
+    elif figure := draw.made(diagnose.draw, finding.figure, finding.numbers):
         draw.plot(figure, key, diagnose.describe(finding.figure, finding.numbers))
         draw.how_to_read(diagnose.DRAWINGS[finding.figure].reading)
     if finding.numbers:
         table = pd.DataFrame(list(finding.numbers))
-        with st.expander("The numbers"):
+        box = st.expander("The numbers", key=f"{key}.numbers", on_change="rerun")
+        if not box.open:
+            return
+        with box:
             st.dataframe(table, hide_index=True, placeholder=shell.MISSING, alt="The numbers of this finding.")
             draw.csv(table, f"{run.id}-{finding.rule}", key)
 

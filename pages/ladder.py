@@ -113,7 +113,7 @@ def journey(rows: pd.DataFrame, pooled: pd.DataFrame) -> None:
     whole = bool(beyond.any().any()) and b.toggle(
         "Whole range", key="l.whole", help="Draw also what lies far below 0 at its true height."
     )
-    figure = ladder.shares(rows, pooled, titles, whole, shown)
+    figure = draw.made(ladder.shares, rows, pooled, titles, whole, shown)
     draw.plot(figure, "l.shares", ladder.describe(pooled[pooled.part.ne("method") | pooled.model.isin(shown)]))
     rungs = ladder.ordered([str(r) for r in pooled.rung])
     guess = ladder.guessing(rows)
@@ -146,7 +146,9 @@ def predictors(found: dict, rows: pd.DataFrame) -> None:
     span = likeness.share_span(rows, method)
     for column, name in zip(st.columns(len(names)), names, strict=True):
         about = known.get((method, name), {})
-        figure = likeness.predictor(rows, method, name, about.get("correlation"), int(about.get("n") or 0), span)
+        figure = draw.made(
+            likeness.predictor, rows, method, name, about.get("correlation"), int(about.get("n") or 0), span
+        )
         with column:
             draw.plot(figure, f"l.predictor.{name}", likeness.describe(rows, method, name, about.get("correlation")))
     draw.how_to_read(
@@ -165,7 +167,7 @@ def dose(pooled: pd.DataFrame) -> None:
     alt = "; ".join(
         f"{r.series} on {r.rung}, {r.neurons} neurons: {ladder.number(r.share, r.lo, r.hi)}" for r in found.itertuples()
     )
-    draw.plot(likeness.dose(found), "l.dose", f"Share by neurons moved: {alt}.")
+    draw.plot(draw.made(likeness.dose, found), "l.dose", f"Share by neurons moved: {alt}.")
     draw.how_to_read(
         "Variants of a method that differ only in how many neurons of every layer they move (logarithmic). If what "
         "arrives rides on those neurons, a line rises with their number."

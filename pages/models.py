@@ -66,7 +66,7 @@ def towers(found: Any) -> None:
     """Both models to scale: layers and widths."""
     one, two = vars(found.teacher), vars(found.student)
     draw.plot(
-        shapes.towers(one, two),
+        draw.made(shapes.towers, one, two),
         "m.towers",
         f"{found.teacher.title}: {one['layers']} layers of width {one['hidden']}; {found.student.title}: "
         f"{two['layers']} layers of width {two['hidden']}.",
@@ -85,7 +85,7 @@ def matrices(found: Any) -> None:
         for b in found.blocks
     )
     draw.plot(
-        shapes.matrices(found.blocks, found.teacher.title, found.student.title),
+        draw.made(shapes.matrices, found.blocks, found.teacher.title, found.student.title),
         "m.matrices",
         f"Share of each of the teacher's matrices that a block of the student's size takes: {said}.",
     )

@@ -73,7 +73,7 @@ def answer_so_far() -> None:
             continue
         suite, group = part.suite.iloc[0], part.group.iloc[0]
         title = tables.panel_title(suite, group)
-        figure = deltas.answer(part, title, titles, span, kinds)
+        figure = draw.made(deltas.answer, part, title, titles, span, kinds)
         with column:
             draw.plot(figure, f"overview-{suite}-{group}", deltas.describe(part, deltas.DELTA, title))
     draw.how_to_read(

@@ -67,7 +67,9 @@ def layer_maps() -> None:
         if st.session_state.get("s.model") == model:
             chosen = (st.session_state["s.layer"], st.session_state["s.module"])
         note = f"n = {count} seed examples; {short(task, 30)}; {heatmaps.UNITS[value]}"
-        chart = heatmaps.layer_map(own[["layer", "module", *heatmaps.UNITS]], value, span, titles[model], chosen, note)
+        chart = draw.made(
+            heatmaps.layer_map, own[["layer", "module", *heatmaps.UNITS]], value, span, titles[model], chosen, note
+        )
         top = own.loc[own[value].idxmax()]
         what = f"Heat map of {titles[model]}: {heatmaps.UNITS[value]} by layer and matrix"
         alt = f"{what}; largest in {top.module} of layer {top.layer}."
@@ -102,7 +104,7 @@ def layer_scores() -> None:
     spread = layers.seed_spread(table, "teacher", task)
     fed = "; ".join(f"{int(r.layer)} → {int(r.student_layer)}" for r in own[own.chosen].itertuples())
     draw.plot(
-        layers.scores(own, spread, titles["teacher"], titles["student"]),
+        draw.made(layers.scores, own, spread, titles["teacher"], titles["student"]),
         "s.layers",
         f"Layer scores; teacher layers that feed student layers: {fed}.",
     )

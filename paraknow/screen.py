@@ -1,4 +1,7 @@
-"""What the command line shows: bars on a terminal, plain lines elsewhere, tables."""
+"""What the command line shows: bars on a terminal, plain lines elsewhere, tables.
+
+Every command imports this, `paraknow --help` too: what reads runs is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from paraknow import progress as progresses
-from paraknow.evaluate import words
-from paraknow.runs import artifacts
-from paraknow.runs.store import Run
+if TYPE_CHECKING:
+    from paraknow import progress as progresses
+    from paraknow.runs.store import Run
 
 
 class Bars:
@@ -203,6 +205,8 @@ def emit(values: dict[str, Any]) -> None:
 
 def deltas_of(run: Run) -> list[dict[str, Any]]:
     """The rows of a run's evaluate/deltas.json; none where it has not been evaluated."""
+    from paraknow.runs import artifacts
+
     name = "evaluate/deltas.json"
     return artifacts.json_file(run.folder, name)["rows"] if run.path(*name.split("/")).is_file() else []
 
@@ -222,6 +226,8 @@ def table(rows: list[dict[str, Any]], title: str = "") -> None:
 
 def budgets_of(run: Run) -> list[dict[str, Any]]:
     """What each model of a run was given (tune/budgets.parquet); none where that was not kept."""
+    from paraknow.runs import artifacts
+
     if not run.path("tune", "budgets.parquet").is_file():
         return []
     rows: Any = artifacts.table(run.folder, "tune/budgets.parquet").to_dict("records")
@@ -250,6 +256,8 @@ def interval(value: float | None, bounds: list[float] | None, digits: int = 2) -
 
 def delta_table(rows: list[dict[str, Any]], title: str = "") -> None:
     """The rows of deltas.json as people read them, intervals beside every number, the examined methods in words."""
+    from paraknow.evaluate import words
+
     made = [
         {
             "suite": r["suite"],

@@ -6,6 +6,8 @@ no config has. What is refused here needs no further care behind it.
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,12 @@ def read(path: Path) -> Any:
 
 
 def parse(text: str, where: str) -> Any:
-    """Plain values from YAML text. Raises InputError: one sentence that begins with `where`."""
+    """Plain values from YAML text, the caller's own. Raises InputError: one sentence that begins with `where`."""
+    return copy.deepcopy(_parsed(text, where))
+
+
+@lru_cache(maxsize=64)  # every page reads the configs of the same few runs, several times
+def _parsed(text: str, where: str) -> Any:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise _too_large(where)
     try:

@@ -43,6 +43,20 @@ def config_file(tmp_path):
     return path
 
 
+def test_light_commands_import_nothing_heavy(tmp_path):
+    """Help and lists are there at once: what computes is imported by the commands that compute."""
+    code = (
+        "import contextlib, io, sys; from paraknow import cli\n"
+        "for line in ('--help', 'run --help', 'runs list', 'methods', 'doctor', 'glossary', 'recipes'):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        cli.main(line.split())\n"
+        "print(sorted({'scipy', 'pandas', 'numpy', 'pyarrow', 'torch', 'plotly', 'altair'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PARAKNOW_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_ctrl_c_cancels_at_a_step_and_the_run_can_go_on(config_file, runs, printed):
     command = [sys.executable, "-m", "paraknow.cli", "run", str(config_file), "--set", "tune.epochs=3000"]
     command += ["--set", "similarity.parts=[]", "--set", "locate.neurons=none"]  # sooner at the stage that is long

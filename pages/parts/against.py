@@ -85,15 +85,23 @@ def maps(run: Run, both: pd.DataFrame, one: str, other: str, titles: dict[str, s
     for place, task in zip(places, (one, other), strict=False):
         part = own[own.task == task]
         cells = part[["layer", "module", *heatmaps.UNITS]]
-        chart = heatmaps.layer_map(
-            cells, "share", span, titles[model], None, "share of the summed |w · ∇|", False, short(task, 30)
+        chart = draw.made(
+            heatmaps.layer_map,
+            cells,
+            "share",
+            span,
+            titles[model],
+            None,
+            "share of the summed |w · ∇|",
+            False,
+            short(task, 30),
         )
         alt = f"Share of the summed sensitivity of {titles[model]} for {task}, by layer and matrix."
         draw.chart(chart, alt, f"s.tasks.map.{task}", place)
     apart = differences[model]
     note = f"orange: more in {short(one, 24)}; blue: in {short(other, 24)}"
     limit, sides = taskmaps.bound(*differences.values()), {"one": one, "other": other}
-    chart = taskmaps.difference_map(apart, sides, limit, titles[model], "Difference of the shares", note)
+    chart = draw.made(taskmaps.difference_map, apart, sides, limit, titles[model], "Difference of the shares", note)
     most = apart.loc[apart.difference.abs().idxmax()] if apart.difference.notna().any() else None
     alt = f"Share for {one} minus share for {other}."
     if most is not None:
@@ -118,7 +126,9 @@ def in_common(run: Run, both: pd.DataFrame, one: str, other: str, titles: dict[s
         st.info(shell.sentence(error), icon=":material/info:")
         return
     said = "; ".join(f"{titles[r.model]}, {r.of}: {r.common} of {r.k}" for r in table.itertuples())
-    draw.plot(taskmaps.overlap_chart(table, titles, one, other), "s.tasks.overlap", f"In both tasks' top: {said}.")
+    draw.plot(
+        draw.made(taskmaps.overlap_chart, table, titles, one, other), "s.tasks.overlap", f"In both tasks' top: {said}."
+    )
     draw.how_to_read(
         "For each task the matrices with the largest share and the neurons with the highest score are taken, the same "
         "number for both. **Where a diamond lies in the grey bar, the two tasks have no more in common than random "

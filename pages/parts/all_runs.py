@@ -51,7 +51,7 @@ def section(run: Run | None) -> None:
     for where, correlation in found.items():
         st.markdown(f"- **{where.capitalize()}.** {shell.escape(correlation.words)}")
     title = f"{own} mark{'s' * (own != 1)} of runs here, {len(kept) - own} of the package"
-    figure = figures.scatter(rows, x, y, TITLES, title, run.id if run else None)
+    figure = draw.made(figures.scatter, rows, x, y, TITLES, title, run.id if run else None)
     alt = figures.describe(rows, x, y, TITLES, [f"{k}: {v.words}" for k, v in found.items()])
     draw.plot(figure, "a.plot", alt, on_select=clicked, selection_mode="points")
     draw.how_to_read(

@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from paraknow import files
+from paraknow.evaluate import items
 from paraknow.report import names
 from paraknow.runs import artifacts as kinds
 from paraknow.runs.store import Run
@@ -96,6 +97,18 @@ def json_file(run: Run, name: str) -> dict[str, Any]:
     if name in kinds.JSON and (bad := kinds.unsound(kinds.JSON[name], values)):
         raise NotThere(f"{name} of this run is damaged ({bad}).")
     return values
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _lines(path: str, content: str, model: str, reference: str) -> pd.DataFrame:
+    return items.lines(_table(path, content), model, reference)
+
+
+def item_lines(run: Run, model: str, reference: str) -> pd.DataFrame:
+    """The items of a run with two models' answers, gained and lost first. Raises NotThere."""
+    name = "evaluate/items.parquet"
+    table(run, name)  # says what it lacks
+    return _lines(*fingerprint(run, name), model, reference)
 
 
 def delta_rows(run: Run) -> list[dict[str, Any]]:

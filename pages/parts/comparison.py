@@ -56,8 +56,20 @@ def outputs(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     for column, (values, value, title, limit, diverging, beside) in zip(st.columns(3), panels, strict=True):
         first = value == "cka"
         note = f"{short(task, 24)}; n = {n} tokens"
-        chart = similarity.pair_map(
-            values, value, titles, title, limit, diverging, pairs, chosen, first, note, ends.get(value), beside
+        chart = draw.made(
+            similarity.pair_map,
+            values,
+            value,
+            titles,
+            title,
+            limit,
+            diverging,
+            pairs,
+            chosen,
+            first,
+            note,
+            ends.get(value),
+            beside,
         )
         alt = f"{title} of {titles['teacher']} (rows) and {titles['student']} (columns) by layer; mean "
         alt += f"{number(values[value].mean())}." + (" Clicking a cell opens that pair below." if first else "")
@@ -91,7 +103,7 @@ def nearest(run: Run, own: pd.DataFrame, titles: Titles, module: str, held: str)
         found = layerwise.nearest(own, side, held)
         made.append(found.assign(of=side))
         said = "; ".join(f"{r.layer} → {r.match} ({number(r.cka)})" for r in found.itertuples() if pd.notna(r.match))
-        figure = layerwise.nearest_chart(found, side, titles, module, held, int(own.n.max()))
+        figure = draw.made(layerwise.nearest_chart, found, side, titles, module, held, int(own.n.max()))
         with column:
             draw.plot(figure, f"c.nearest.{side}", f"Nearest layer for each of {titles[side]}: {said}.")
     draw.how_to_read(
@@ -107,14 +119,16 @@ def overall(of_task: pd.DataFrame, titles: Titles, pairs: set[tuple[int, int]], 
     st.subheader("All modules at once")
     means = "; ".join(f"{m} {v:.2f}" for m, v in of_task.groupby("module").cka.mean().items())
     draw.plot(
-        layerwise.small_multiples(of_task, titles, module), "c.multiples", f"CKA maps of all modules; means: {means}."
+        draw.made(layerwise.small_multiples, of_task, titles, module),
+        "c.multiples",
+        f"CKA maps of all modules; means: {means}.",
     )
     draw.how_to_read(
         "The map above for every module, all in one colour range; ▸ is the one that is chosen there, and “Output of” "
         "changes it. Grey: undefined."
     )
     draw.plot(
-        similarity.modules(of_task, titles, pairs),
+        draw.made(similarity.modules, of_task, titles, pairs),
         "c.modules",
         f"Mean CKA by module: {means}.",
     )
@@ -138,7 +152,8 @@ def streams(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     """Stitching R² over layer pairs, and the pairing with intervals."""
     pairs = pairing(run)
     left, right = st.columns([2, 3])
-    chart = similarity.pair_map(
+    chart = draw.made(
+        similarity.pair_map,
         table,
         "r2",
         titles,
@@ -153,7 +168,7 @@ def streams(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     draw.chart(chart, f"R² of maps from the teacher's to the student's layers; mean {mean}.", place=left)
     with right:
         if pairs:
-            figure = similarity.stitched_pairs(table, titles)
+            figure = draw.made(similarity.stitched_pairs, table, titles)
             draw.plot(figure, "c.stitch", f"R² of the paired layers; mean {number(table[table.paired].r2.mean())}.")
         else:
             st.info("No pairing: some layer's R² is missing, or the teacher has fewer layers.")
@@ -175,7 +190,7 @@ def geometry(run: Run, table: pd.DataFrame, titles: Titles) -> None:
         return
     means = table.groupby("source")[quantity].mean()
     alt = f"{known[quantity]}; means: " + "; ".join(f"{k} {number(v)}" for k, v in means.items())
-    draw.plot(weights.geometry(table, quantity, titles), "c.geometry", alt)
+    draw.plot(draw.made(weights.geometry, table, quantity, titles), "c.geometry", alt)
     draw.how_to_read(alike.read_geometry(table, quantity))
     draw.csv(table, f"{run.id}-weights", "weights")
 
@@ -186,7 +201,11 @@ def spectra(run: Run, table: pd.DataFrame, titles: Titles) -> None:
     known = [m for m in weights.MODULES if m in set(table.module)]
     with left:
         module = st.selectbox("Matrix", known, key="c.spectrum", persist_state="session")
-        draw.plot(weights.spectra(table, module, titles), "c.spectra", f"Singular values of {module} in both models.")
+        draw.plot(
+            draw.made(weights.spectra, table, module, titles),
+            "c.spectra",
+            f"Singular values of {module} in both models.",
+        )
     ranks = table.groupby(["module", "model"]).effective_rank.mean().unstack("model").reindex(known)
     ranks = ranks.rename_axis("effective rank").round(1)
     right.dataframe(ranks, placeholder=shell.MISSING)

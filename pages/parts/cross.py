@@ -63,7 +63,9 @@ def section() -> None:
         "Difference to", list(cross.HELD), key="x.held", format_func=cross.HELD.get, persist_state="session"
     )
     table = cross.cells(found, scope, held)
-    draw.plot(cross.matrix(table, found["tasks"], found["title"], scope, held), "x.matrix", cross.describe(table))
+    draw.plot(
+        draw.made(cross.matrix, table, found["tasks"], found["title"], scope, held), "x.matrix", cross.describe(table)
+    )
     student = " The last row is noise of the same size: nothing was located." if held == cross.STUDENT else ""
     draw.how_to_read(
         "A row says whose examples chose the layers and blocks in the teacher, a column which task was tuned and "

@@ -35,7 +35,7 @@ def section(run: Run, kinds: dict[str, str], titles: dict[str, str]) -> None:
         placeholder="words of a question or an answer",
         help="Every word must occur.",
     )
-    every = stored.lines(items, model, reference)
+    every = artifacts.item_lines(run, model, reference)
     counts = every.change.value_counts()
     present = [name for name in stored.CHANGES if name in counts]
     changes = st.pills(
@@ -71,10 +71,14 @@ def section(run: Run, kinds: dict[str, str], titles: dict[str, str]) -> None:
     page = st.number_input(f"Page, of {pages}", 1, pages, 1, key=key) if pages > 1 else 1
     for line in found.iloc[(page - 1) * PER_PAGE : page * PER_PAGE].itertuples():
         mark = MARKS.get(line.change, line.change)
-        with st.expander(
-            f"{mark} · {shell.escape(line.task)} · {shell.escape(' '.join(str(line.prompt).split())[:90])}"
-        ):
-            item(items, line, [model, reference], titles)
+        box = st.expander(
+            f"{mark} · {shell.escape(line.task)} · {shell.escape(' '.join(str(line.prompt).split())[:90])}",
+            key=f"b.item.{model}.{reference}.{line.task}.{line.group}.{line.doc_id}",
+            on_change="rerun",
+        )
+        if box.open:  # closed ones cost nothing, neither here nor in the browser
+            with box:
+                item(items, line, [model, reference], titles)
 
 
 def item(items: pd.DataFrame, line: Any, compared: list[str], titles: dict[str, str]) -> None:

@@ -60,7 +60,7 @@ def _outputs(row: pd.Series, titles: Titles, module: str) -> None:
         return
     facts = f"CKA {interval(row.cka, row.lo, row.hi)}; permuted {number(row['null'])}; positions kept "
     facts += f"{number(row.null_position)}; untrained {number(row.untrained)}"
-    draw.plot(similarity.one_pair(row, titles, module), "c.pair", f"{facts}.")
+    draw.plot(draw.made(similarity.one_pair, row, titles, module), "c.pair", f"{facts}.")
     st.markdown(f"**{facts}.**")
 
 
@@ -81,7 +81,7 @@ def _streams(run: Run, teacher: int, student: int, titles: Titles) -> None:
         return
     row = table.iloc[0]
     facts = f"R² {interval(row.r2, row.lo, row.hi)}; shuffled rows {number(row['null'])}"
-    draw.plot(layerwise.stitched(row, titles), "c.pair.r2", f"{facts}.")
+    draw.plot(draw.made(layerwise.stitched, row, titles), "c.pair.r2", f"{facts}.")
     st.markdown(f"**{facts}.**")
 
 
@@ -96,7 +96,9 @@ def _weights(run: Run, teacher: int, student: int, titles: Titles) -> None:
         f"{r.module} {number(r.cos)}, with the rest {number(r.cos_rest)} (expected {number(r.cos_rest_expected)})"
         for r in block.itertuples()
     )
-    draw.plot(layerwise.cosines(own, titles, student), "c.pair.cosines", f"Cosines of layer {student}: {said}.")
+    draw.plot(
+        draw.made(layerwise.cosines, own, titles, student), "c.pair.cosines", f"Cosines of layer {student}: {said}."
+    )
     source = int(own.teacher_layer.iloc[0])
     if source != teacher:
         st.caption(f"Layer {source} was located for this layer, not layer {teacher}: its blocks are shown.")
@@ -116,5 +118,5 @@ def _spectra(run: Run, teacher: int, student: int, titles: Titles, module: str) 
     ranks = table[table.module == matrix].groupby("model").effective_rank.first()
     said = "; ".join(f"{titles[m]} {v:.1f}" for m, v in ranks.items())
     alt = f"Singular values of {matrix} in both layers; effective rank: {said}."
-    draw.plot(weights.spectra(table, matrix, titles), "c.pair.spectra", alt)
+    draw.plot(draw.made(weights.spectra, table, matrix, titles), "c.pair.spectra", alt)
     st.caption(f"Effective rank of {matrix}: {shell.escape(said)}.")

@@ -206,7 +206,7 @@ def own_rows(run: Run) -> None:
         if set(rows.columns) >= steps.COLUMNS:
             chosen = rows[rows.chosen.eq(True)]
             said = "; ".join(f"seed {r.seed}: step {r.step}" for r in chosen.itertuples()) or "none"
-            draw.plot(steps.scores(rows, titles[model]), "t.kept.steps", f"Scores by step; chosen: {said}.")
+            draw.plot(draw.made(steps.scores, rows, titles[model]), "t.kept.steps", f"Scores by step; chosen: {said}.")
             draw.how_to_read(
                 "After every step the change is scored on examples held aside (cross-entropy per answer token), and "
                 "the best trained step (ring) is kept. Step 0 is the student before training, for comparison. A gap is "

@@ -61,7 +61,7 @@ def both(table: pd.DataFrame, title: str, note: str, titles: dict[str, str], key
     if table.what.isin(["block", "map"]).any():
         means = table.groupby("what").value.mean()
         alt = f"{title} " + "; ".join(f"{WHAT.get(k, k)} {v:.2f}" for k, v in means.items())
-        draw.plot(neurons.overlaps(table, title, note), key, alt)
+        draw.plot(draw.made(neurons.overlaps, table, title, note), key, alt)
     shown = summary(table).assign(model=lambda t: t.model.map(titles))
     two = st.column_config.NumberColumn(format="%.2f")
     formats = {name: two for name in ("value", "from", "to", "by chance")}
@@ -88,7 +88,7 @@ def scores(run: Run, task: str, titles: dict[str, str]) -> None:
         best = summed.loc[summed.score.idxmax()]
         with column:
             draw.plot(
-                neurons.sublayers(own, titles[model]),
+                draw.made(neurons.sublayers, own, titles[model]),
                 f"s.sublayers.{model}",
                 f"Gain in log p by layer of {titles[model]}; largest: {best.kind} of layer {best.layer}, "
                 f"{best.score:.3g} nats.",

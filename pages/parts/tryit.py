@@ -10,7 +10,6 @@ import streamlit as st
 from pages.parts import artifacts, asking, draw, shell
 from paraknow import data
 from paraknow.errors import InputError
-from paraknow.evaluate import items as stored
 from paraknow.runs import questions
 from paraknow.runs.store import Run
 
@@ -76,8 +75,7 @@ def _fill(run: Run) -> None:
     if not artifacts.has(run, "evaluate/items.parquet"):
         return
     try:
-        items = artifacts.table(run, "evaluate/items.parquet")
-        lines = stored.lines(items, run.config().method.title, "student")
+        lines = artifacts.item_lines(run, run.config().method.title, "student")
     except (artifacts.NotThere, InputError):
         return
     with st.container(horizontal=True):

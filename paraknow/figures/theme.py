@@ -202,4 +202,8 @@ def frame(
         plot_bgcolor="rgba(0,0,0,0)",
         hoverlabel={"align": "left"},
     )
+    # Otherwise the browser measures every label of every axis, several times over, to hide one that would be cut:
+    # a fifth of the time that a figure takes to be drawn. None is cut where margins leave room for labels.
+    figure.update_xaxes(ticklabeloverflow="allow")
+    figure.update_yaxes(ticklabeloverflow="allow")
     return figure

@@ -3,83 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
-import psutil
 import pytest
 
-from pages.parts import shell
+from benchmarks.browsing import CHROMIUM, READY, TITLES, Visit, browser, served
 from paraknow import config as configs
 from paraknow import files
 from paraknow.runs import store
 from tests.processes import end_serving
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-CHROMIUM = next(
-    (
-        p
-        for p in (
-            os.environ.get("CHROMIUM"),
-            "/usr/bin/chromium",
-            shutil.which("chromium"),
-            shutil.which("google-chrome"),
-        )
-        if p and Path(p).exists()
-    ),
-    None,
-)
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
         CHROMIUM is None, reason="no Chromium was found (apt-get install chromium, or name one in $CHROMIUM)"
     ),
 ]
-ROOT = Path(__file__).parents[2]
-PAGES = [name for name, *_ in shell.PAGES]
-TITLES = {name: title for name, title, _ in shell.PAGES}
-# Streamlit's browser part cannot know under which folder of an address the server stands. It asks for its own two
-# endpoints one folder below a page's address first, is told 404, and goes up: two lines in the console per deep link.
-PROBES = re.compile(r"/[a-z]+/_stcore/(health|host-config)$")
-READY = "[data-testid=stApp][data-test-script-state=notRunning]"
-# Until the script has ended and nothing has changed for a while: what it drew may have made it run again. A page that
-# never is still (a run under way) is left after a second.
-STILL = """ready => new Promise(done => {
-    const began = performance.now();
-    let last = began;
-    const seen = new MutationObserver(() => { last = performance.now(); });
-    seen.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
-    const look = () => {
-        const now = performance.now();
-        if (now - began < 1000 && (!document.querySelector(ready) || now - last < 150)) return setTimeout(look, 25);
-        seen.disconnect();
-        done();
-    };
-    look();
-})"""
+PAGES = list(TITLES)
 RUN_SECONDS = 400
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def end(process: psutil.Process) -> None:
-    """End a process of ours and its children."""
-    for one in [*process.children(recursive=True), process]:
-        one.terminate()
-    _, alive = psutil.wait_procs([process], timeout=10)
-    for one in alive:
-        one.kill()
 
 
 @pytest.fixture(scope="module")
@@ -90,95 +34,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """The app on a free port and a runs folder of the test's own; its worker is ended with it."""
-    port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PARAKNOW_RUNS": str(folder)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
     try:
-        until = time.time() + 60
-        while time.time() < until:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
+        with served(folder) as (address, _):
+            yield address
     finally:
-        end(psutil.Process(server.pid))
         end_serving(folder)  # the worker has a session of its own and outlives the server
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """One browser tab that notes what went wrong in it. All tabs share what the browser has fetched and compiled."""
-
-    def __init__(self, chromium, address: str, theme: str = "light", width: int = 1440, height: int = 900):
-        self.address = address
-        self.page = (chromium.contexts or [chromium.new_context()])[0].new_page()
-        self.page.set_viewport_size({"width": width, "height": height})
-        self.page.emulate_media(color_scheme=theme)
-        self.errors: list[str] = []
-        self.received = 0  # bytes of the server's messages
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda message: self._note(message))
-        self.page.on("websocket", lambda socket: socket.on("framereceived", self._count))
-
-    def _note(self, message) -> None:
-        probe = "status of 404" in message.text and PROBES.search(message.location.get("url", ""))
-        if message.type == "error" and not probe:
-            self.errors.append(f"{message.text} {message.location.get('url', '')}")
-
-    def _count(self, payload) -> None:
-        self.received += len(payload)
-
-    def open(self, page: str = "overview", query: str = "") -> None:
-        self.page.goto(f"{self.address}/{'' if page == 'overview' else page}{query}")
-        self.settle()
-
-    def go(self, title: str) -> float:
-        """Through the sidebar, as people do. Returns the seconds until the page stands."""
-        began = time.perf_counter()
-        self.page.get_by_test_id("stSidebarNav").get_by_text(title, exact=True).click()
-        heading = "Does knowledge cross scales?" if title == "Overview" else title
-        self.page.get_by_role("heading", name=heading, exact=True).wait_for()
-        self.page.wait_for_selector(READY, timeout=60_000)
-        took = time.perf_counter() - began
-        self.settle()
-        return took
-
-    def go_unseen(self, title: str) -> None:
-        """Through the sidebar while it is folded away; the page is not loaded anew."""
-        self.page.get_by_test_id("stSidebarNavLink").filter(has_text=title).dispatch_event("click")
-        self.page.get_by_role("heading", name=title, exact=True).wait_for()
-        self.settle()
-
-    def settle(self) -> None:
-        self.page.wait_for_selector(READY, timeout=60_000)
-        self.page.wait_for_selector("h1:visible", timeout=30_000)
-        self.page.evaluate(STILL, READY)
-        self.page.wait_for_selector(READY, timeout=60_000)
-        assert self.page.get_by_test_id("stException").count() == 0
-
-    def close(self) -> None:
-        self.page.close()
-        assert not self.errors, self.errors
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture

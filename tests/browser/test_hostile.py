@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.browsing import PROBES, READY
 from paraknow.runs import store
 from tests import servers
-from tests.browser.test_dashboard import CHROMIUM, PROBES, READY, chromium, pytestmark  # noqa: F401 (fixture, marks)
+from tests.browser.test_dashboard import chromium, pytestmark  # noqa: F401 (fixture, marks)
 from tests.pages import hostile
 from tests.pages.test_pages import run  # noqa: F401 (fixture)
 from tests.test_serving import AUTH, secrets

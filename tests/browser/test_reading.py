@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from urllib.request import urlopen
 
 import psutil
 import pytest
 
+from benchmarks.browsing import TITLES, Visit, served
+from benchmarks.pages import FIRST, MEMORY, MESSAGES, SWITCH
 from paraknow.runs import store
 from tests.browser import looking
-from tests.browser.test_dashboard import PAGES, ROOT, TITLES, Visit, chromium, end, free_port, pytestmark  # noqa: F401
+from tests.browser.test_dashboard import PAGES, chromium, pytestmark  # noqa: F401 (fixture, marks)
 from tests.pages import large
-from tests.processes import until
 
-FIRST, SWITCH = 5.0, 1.0  # seconds on a quiet machine
 SLACK = 3  # times as long is allowed, and more where every core has several things to do at once
-MESSAGES = 2.5e6  # bytes a page
-MEMORY = 400 * 2**20  # bytes of the server
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +29,8 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
 @pytest.fixture(scope="module")
 def server(deep: store.Run) -> Iterator[tuple[str, psutil.Process]]:
     """The app over that folder: its address and process. No run waits here, so no worker is started."""
-    port, folder = free_port(), deep.folder.parent
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    log = (folder.parent / "server.log").open("wb")
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PARAKNOW_RUNS": str(folder)}, stdout=log, stderr=log
-    )
-
-    def answers() -> bool:
-        try:
-            return bool(urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).read())
-        except OSError:
-            return False
-
-    until(answers, 120)
-    yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-    end(psutil.Process(process.pid))
-    log.close()
+    with served(deep.folder.parent) as (address, process):
+        yield address, process
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
+from benchmarks.browsing import ROOT, Visit, end, free_port
 from benchmarks.faults import small
 from paraknow.runs import queue, store
 from paraknow.runs.store import Run
-from tests.browser.test_dashboard import ROOT, Visit, chromium, end, free_port, pytestmark  # noqa: F401
+from tests.browser.test_dashboard import chromium, pytestmark  # noqa: F401 (fixture, marks)
 from tests.processes import end_serving, until
 
 

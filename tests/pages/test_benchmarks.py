@@ -11,6 +11,7 @@ from paraknow import files
 from paraknow.report import answers
 from paraknow.runs import store
 from tests.evaluate.public_records import gsm8k, write
+from tests.pages.test_explore import opened
 from tests.pages.test_pages import NASTY, items, no_worker, rows, run, show, warm_server, words  # noqa: F401
 
 
@@ -55,9 +56,10 @@ def test_what_models_wrote_and_what_the_sandbox_said_is_shown(run: store.Run) ->
     files.write_table(run.path("evaluate", "items.parquet"), table)
     files.write_json(run.path("evaluate", "deltas.json"), {"rows": [{**r, "loss": None, "bits": None} for r in rows()]})
     app = show("benchmarks")
+    first = opened(app)
     assert not app.exception and "All that" in words(app)
     told = answers.readings({"student": "", "teacher": ""})["delta"]  # as in a report
     assert told.partition("the untouched student")[2] in words(app)
-    assert "def f(): " + NASTY in [t.value for t in app.expander[0].text]
-    assert "failed: AssertionError" in app.expander[0].dataframe[0].value["note"].tolist()
+    assert "def f(): " + NASTY in [t.value for t in first.text]
+    assert "failed: AssertionError" in first.dataframe[0].value["note"].tolist()
     assert "look at the loss" not in words(app)

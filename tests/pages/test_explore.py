@@ -87,8 +87,24 @@ def test_differences_are_sorted_and_filtered(run: store.Run) -> None:  # noqa: F
     assert "No line of this run is like that" in words(app) and not app.exception
 
 
+def opened(app):
+    """The one item of this run that is gained, opened as by a click."""
+    app.session_state["b.item.seeking.student.demo:people.shown.0"] = True
+    app.run()
+    return app.expander[0]
+
+
+def test_gained_items_can_be_opened(run: store.Run) -> None:  # noqa: F811
+    app = show("benchmarks")
+    assert [e.label.split(" ")[1] for e in app.expander] == ["gained"]
+    assert not app.expander[0].text, "nobody has opened it"
+    assert NASTY in opened(app).text[0].value
+    app.selectbox(key="b.reference").set_value("zero").run()
+    assert not app.exception and len(app.expander) == 1
+
+
 def test_an_items_answers_stand_side_by_side(run: store.Run) -> None:  # noqa: F811
-    first = show("benchmarks").expander[0]
+    first = opened(show("benchmarks"))
     said = "\n".join(str(m.value) for m in [*first.markdown, *first.caption])
     assert said.index("teacher") < said.index("student") and "right" in said and "wrong" in said
     assert "rank 1 of 2" in said and "log p of the right answer −1.00 nats" in said

@@ -272,14 +272,6 @@ def test_where_nothing_is_right_the_loss_is_pointed_at(run: store.Run) -> None:
     assert "look at the loss per answer token" in words(show("benchmarks"))
 
 
-def test_gained_items_can_be_opened(run: store.Run) -> None:
-    app = show("benchmarks")
-    assert [e.label.split(" ")[1] for e in app.expander] == ["gained"]
-    assert NASTY in app.expander[0].text[0].value
-    app.selectbox(key="b.reference").set_value("zero").run()
-    assert not app.exception and len(app.expander) == 1
-
-
 def test_refusals_are_shown_while_typing(run: store.Run) -> None:
     app = show("transfer")
     assert not app.button(key="t.start").disabled
