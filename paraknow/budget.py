@@ -7,6 +7,7 @@ parameter that is trained. Attention scores are left out (they are small beside 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
             work = size
             if torch.is_grad_enabled():
                 trained = sum(p.numel() for _, p in held if p.requires_grad)
-                work += size + trained + (head.numel() if head.requires_grad else 0)
+                work += size - _below(held) + trained + (head.numel() if head.requires_grad else 0)
             spent[name] += 2.0 * work * tokens
 
         return count
@@ -56,6 +57,16 @@ def counting(teacher: Loaded, student: Loaded) -> Iterator[dict[str, float]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _below(held: list[tuple[str, torch.Tensor]]) -> int:
+    """Parameters of the layers below all that are trained, where those are a model's own: gradients end before them."""
+
+    def layer(name: str) -> float:
+        return int(name.split(".")[1]) if name.startswith("layers.") else 0 if name.startswith("embed_") else math.inf
+
+    lowest = min((layer(n) for n, p in held if p.requires_grad and "lora_" not in n), default=0)
+    return sum(p.numel() for n, p in held if n.startswith("layers.") and layer(n) < lowest)
 
 
 def more_than(row: Mapping[str, Any], examined: Mapping[str, Any]) -> list[str]:

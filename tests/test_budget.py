@@ -64,6 +64,15 @@ def test_full_training_costs_two_more_for_every_parameter(tiny_pair, spent):
     assert spent["teacher_flops"] == 2 * TOKENS * (2 * size_of(teacher) + parameters)
 
 
+def test_gradients_end_at_the_lowest_layer_that_is_trained(tiny_pair, spent):
+    teacher, _ = tiny_pair
+    upper = [p for n, p in teacher.model.named_parameters() if n.startswith("model.layers.1.")]
+    with models.gradients_on(teacher.model, upper):
+        teacher.model(input_ids=IDS, labels=IDS).loss.backward()
+    layer = sum(p.numel() for p in upper)
+    assert spent["teacher_flops"] == 2 * TOKENS * (2 * size_of(teacher) - layer + layer)
+
+
 def test_tied_embeddings_are_multiplied_once(checkpoint, tiny_pair):
     gemma = models.load(str(checkpoint("gemma", seed=1)), device="cpu")
     with budget.counting(gemma, tiny_pair[1]) as spent, torch.no_grad():
