@@ -31,7 +31,7 @@ from paraknow.similarity.points import Points
 TEACHER = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3, "vocab_size": 1024}
 STUDENT = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "vocab_size": 1024}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-WORK = Work(seeds=3, length=24, texts=48, positions=2, examples=4)
+WORK = Work(seeds=2, length=24, texts=48, positions=2, examples=4)
 CPU = torch.device("cpu")
 WIDEN = 4.0  # on transformers' own spread of 0.02 every output is nearly the same
 
@@ -45,8 +45,8 @@ TOLERANCES: dict[str, tuple[float, float | None]] = {
     "factors, exact: subspace": (1e-3, None),
     "factors, randomised: residual": (1e-4, None),
     "factors, randomised: subspace": (1e-3, None),
-    "attribution, exact": (1e-3, 0.06),
-    "attribution, first order": (1e-3, 0.06),
+    "attribution, exact": (1e-3, 0.1),
+    "attribution, first order": (1e-3, 0.1),
     "CKA": (1e-3, 0.01),
     "LaTen step: loss": (1e-4, 0.005),
     "LaTen step: gradient": (1e-3, 0.05),
@@ -62,8 +62,8 @@ def pair(tied: bool, device: torch.device, dtype: torch.dtype) -> Pair:
             for parameter in loaded.model.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(WIDEN)
-                parameter.copy_(parameter.bfloat16())
-        made.append(named(replace(loaded, model=loaded.model.to(device, dtype)), ("teacher", "student")[number]))
+                parameter.data = parameter.bfloat16().to(dtype)  # not the buffers: rotations stay float32
+        made.append(named(replace(loaded, model=loaded.model.to(device)), ("teacher", "student")[number]))
     return made[0], made[1]
 
 

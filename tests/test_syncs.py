@@ -32,8 +32,8 @@ LOOKS = ("tolist", "numpy", "cpu")
 
 
 def ours() -> bool:
-    """Whether the library asks. transformers itself looks once a pass, whether its mask hides anything; AdamW counts its
-    steps on the host."""
+    """Whether the library asks: transformers looks once a pass, whether its mask hides anything; AdamW counts its steps
+    on the host."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

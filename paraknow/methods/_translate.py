@@ -320,8 +320,8 @@ def train(
         total = loss + settings.penalty * norm
         size = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         # the one look at the device in a step, but for the score
-        *seen, length = torch.stack([total, loss, norm, size.to(total)]).tolist()
-        if not all(map(math.isfinite, (seen[0], length))):
+        seen = torch.stack([total, loss, norm, size.to(total)]).tolist()
+        if not (math.isfinite(seen[0]) and math.isfinite(seen[3])):
             found.stopped = step
             break
         optimizer.step()
@@ -330,7 +330,7 @@ def train(
         found.losses.append(seen[0])
         found.examples += len(batch)
         deltas, score = scored()
-        found.table.append(_row(step, *seen, score))
+        found.table.append(_row(step, seen[0], seen[1], seen[2], score))
         if found.table[-1]["score"] is None:
             found.stopped = step
             break
