@@ -17,7 +17,7 @@ import torch
 from paraknow import files
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-PARTS = ("ratios", "growth", "profiles", "pages", "start", "memory", "gpu")  # in the page's order
+PARTS = ("ratios", "growth", "profiles", "pages", "start", "memory", "groups", "gpu")  # in the page's order
 HEAD = """# Performance
 
 Every part below was written by the command that stands in it. On shared machines only ratios measured side by side in

@@ -27,6 +27,7 @@ MODULES = (*ATTENTION, *FFN)
 Module = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "lm_head"]
 Origin = Literal["attention", "ffn", "embedding", "all"]
 TaskName = Annotated[str, Field(min_length=1, max_length=1000)]
+Length = Annotated[int, Field(ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left.")]
 
 
 class Part(BaseModel):
@@ -72,20 +73,28 @@ class Locate(Part):
         description="Score neurons by what they add to the log-probability of the answer's last word: exactly, "
         "or to first order (much less work on large models). LaTen ranks neurons by this.",
     )
-    max_length: int = Field(
-        512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
-    )
+    max_length: Length = 512
     task: tuple[TaskName, ...] | None = Field(
         None,
         min_length=1,
         max_length=200,
         description="Tasks whose training examples locate; the run's own by default. Tuning and evaluation stay.",
     )
+    groups: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Groups of layers whose sensitivities are taken one after the other. More groups: "
+        "less memory, more passes over the seeds, the same numbers.",
+    )
+    accumulators: Literal["device", "host", "disk"] = Field(
+        "device", description="Where sensitivities are summed: where the weights are, in host memory, or in a file."
+    )
+    checkpointing: bool = Field(
+        False, description="Compute layers a second time for gradients, so that one layer's activations are kept."
+    )
 
-    @field_validator("task", mode="before")
-    @classmethod
-    def _one_task(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    _one_task = field_validator("task", mode="before")(lambda value: (value,) if isinstance(value, str) else value)
 
     def selected(self) -> tuple[str, ...]:
         """The module names that origins and modules leave in."""
@@ -119,9 +128,7 @@ class Similarity(Part):
     resamples: int = Field(400, ge=100, le=10000, description="Resamples of examples behind the intervals.")
     untrained: bool = Field(True, description="Also compare an untrained pair of the same shapes.")
     forward_batch: int = Field(16, ge=1, le=4096, description="Examples per forward pass; less needs less memory.")
-    max_length: int = Field(
-        512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
-    )
+    max_length: Length = 512
 
 
 class Named(Part):
@@ -168,9 +175,7 @@ class Tune(Part):
     weight_decay: float = Field(
         0.0, ge=0, le=1, description="AdamW's weight decay. LaTen's own training has 0.05, whatever stands here."
     )
-    max_length: int = Field(
-        512, ge=8, le=131072, description="Longest example in tokens; prompts are cut from the left."
-    )
+    max_length: Length = 512
 
 
 class Benchmark(Named):
@@ -291,10 +296,7 @@ class RunConfig(Part):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are loaded in.")
     placement: Placement = Placement()
 
-    @field_validator("task", mode="before")
-    @classmethod
-    def _one_task(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    _one_task = field_validator("task", mode="before")(lambda value: (value,) if isinstance(value, str) else value)
 
     @property
     def run_seeds(self) -> tuple[int, ...]:
@@ -381,12 +383,13 @@ def _assign(values: Any, keys: list[str], value: Any, override: str) -> None:
 def dump(config: RunConfig) -> str:
     """The config as YAML, every default written out.
 
-    But not `locate.task` where it is the run's own, nor `placement` where nothing waits elsewhere: texts of runs are
-    compared (see calibrate.existing), and those of runs from before there were such settings must stay equal.
+    But not `locate.task` where it is the run's own, nor `placement` and settings of memory where they are the defaults:
+    texts of runs are compared (calibrate.existing), and those from before there were such settings must stay equal.
     """
     values = config.model_dump(mode="json")
-    if values["locate"]["task"] is None:
-        del values["locate"]["task"]
+    for name in ("task", "groups", "accumulators", "checkpointing"):
+        if values["locate"][name] == Locate.model_fields[name].default:
+            del values["locate"][name]
     if config.placement == Placement():
         del values["placement"]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

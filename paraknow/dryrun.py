@@ -23,8 +23,9 @@ from paraknow.checkpoints import Checkpoint
 from paraknow.config import MODULES, RunConfig
 from paraknow.errors import InputError, ResourceError
 from paraknow.evaluate import expected
+from paraknow.files import scratch
 from paraknow.fitting import Free, gib, refused
-from paraknow.memory import Case
+from paraknow.memory import Case, Need
 from paraknow.methods.base import Candidate
 from paraknow.passes import Counts, Work
 from paraknow.recipes import Sizes
@@ -376,8 +377,15 @@ def _add_memory(
     stage, most = max(found.memory.items(), key=lambda item: item[1])
     where = f"{gib(free.bytes)} are free on {free.device} here" if free else "there is no such device here"
     found.notes.append(f"Memory: {stage} needs most, about {gib(most)}; {where}.")
+    if elsewhere := [f"{gib(n)} {where}" for where, n in _beside(need) if n]:
+        found.notes.append(f"Memory: locating needs {' and '.join(elsewhere)} too.")
     if free and (refusal := refused(config, case, free)):
         found.notes.append(str(refusal))
+
+
+def _beside(need: Need) -> list[tuple[str, int]]:
+    """Where else locating needs memory, and how much."""
+    return [("in host memory", need.host.get("locate", 0)), (f"of files in {scratch()}", need.disk.get("locate", 0))]
 
 
 def _add_times(found: DryRun, case: Case, config: RunConfig) -> None:

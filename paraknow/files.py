@@ -72,3 +72,9 @@ def write_table(path: Path, frame: Any) -> None:
     """Replace a parquet file with a pandas frame in one step."""
     with replacing(path) as temporary:
         frame.to_parquet(temporary, index=False)
+
+
+def scratch() -> Path:
+    """Where what does not fit into memory lies: $TMPDIR, else /var/tmp, for /tmp is memory on many machines."""
+    usual = Path("/var/tmp")
+    return Path(tempfile.gettempdir()) if os.environ.get("TMPDIR") or not usual.is_dir() else usual

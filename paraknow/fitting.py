@@ -5,11 +5,12 @@ Settings are tried on the estimate itself, from those that change only speed to 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paraknow import devices
+from paraknow import devices, files
 from paraknow.config import RunConfig
 from paraknow.errors import ResourceError
 from paraknow.memory import Case, Need
@@ -32,26 +33,29 @@ Change = tuple[str, Any]  # (a setting's dotted name, its value)
 
 @dataclass(frozen=True)
 class Free:
-    """Free bytes: on the device, in host memory, and on the GPUs beside it by their numbers."""
+    """Free bytes: on the device, in host memory, on the GPUs beside it by their numbers, and on the disk where what
+    does not fit lies (None: not looked at)."""
 
     device: str
     bytes: int
     host: int = 0
     others: Mapping[int, int] | None = None
+    disk: int | None = None
 
     @classmethod
     def now(cls, device: str) -> Free:
         """What is free on this machine. Raises ResourceError where there is no such device."""
         kind, free = devices.free_bytes(device)
+        disk = shutil.disk_usage(files.scratch()).free
         if kind == "cpu":
-            return cls(kind, free)
+            return cls(kind, free, disk=disk)
         others = {g.index: g.free for g in devices.gpus() if g.index != devices.current()}
-        return cls(kind, free, devices.free_bytes("cpu")[1], others)
+        return cls(kind, free, devices.free_bytes("cpu")[1], others, disk)
 
 
 @dataclass(frozen=True)
 class Short:
-    """A stage that does not fit: where (`device` or `host`), what it needs and what is free, in bytes."""
+    """A stage that does not fit: where (a device, `host` or `disk`), what it needs and what is free, in bytes."""
 
     stage: str
     where: str
@@ -64,6 +68,8 @@ def shorts(need: Need, free: Free) -> list[Short]:
     found = [Short(s, free.device, n, free.bytes) for s, n in need.totals.items() if n > free.bytes]
     host = free.host + sum((free.others or {}).values())
     found += [Short(s, "host", n, host) for s, n in need.host.items() if n > host]
+    if free.disk is not None:
+        found += [Short(s, "disk", n, free.disk) for s, n in need.disk.items() if n > free.disk]
     return sorted(found, key=lambda s: s.free - s.need)
 
 
@@ -117,13 +123,19 @@ def _halves(value: int, least: int = 1) -> list[int]:
 def ladders(config: RunConfig, case: Case) -> Iterator[tuple[str, list[Any]]]:
     """Settings that need less, the least intrusive first, each with its values from the mildest on.
 
-    Same numbers, more steps: batches. Then what is compared more coarsely, longer examples cut, weights in half
-    precision; last, layers that wait elsewhere, for every pass then brings all of them.
+    Same numbers, more steps: batches, layers computed again, groups of layers, sums elsewhere. Then what is compared
+    more coarsely, longer examples cut, weights in half precision; last, layers that wait elsewhere, for every pass then
+    brings all of them.
     """
     asked = config.evaluate.batch_size
     yield "evaluate.batch_size", _halves(case.requests(config)) if asked != "auto" or case.device == "cpu" else []
     yield "tune.micro_batch", _halves(min(config.tune.micro_batch, config.tune.batch_size))
     yield "similarity.forward_batch", _halves(config.similarity.forward_batch)
+    yield "locate.checkpointing", [] if config.locate.checkpointing else [True]
+    most = max(m.architecture.layers for m in case.pair) + 2
+    yield "locate.groups", [2**k for k in range(1, 11) if config.locate.groups < 2**k < 2 * most]
+    places = ("device", "host", "disk")[("device", "host", "disk").index(config.locate.accumulators) + 1 :]
+    yield "locate.accumulators", [p for p in places if p != "host" or case.device == "cuda"]
     yield "similarity.batch_rows", _halves(min(config.similarity.batch_rows, config.similarity.examples), 32)
     yield "similarity.untrained", [False] if config.similarity.untrained else []
     for part in ("tune", "locate", "similarity"):
@@ -200,9 +212,9 @@ def refused(config: RunConfig, case: Case, free: Free) -> ResourceError | None:
     if not found:
         return None
     worst = found[0]
-    where = "in host memory beside the GPU" if worst.where == "host" else f"on {worst.where}"
-    biggest = ""
-    if worst.where != "host":
+    elsewhere = {"host": "in host memory beside the GPU", "disk": f"of files in {files.scratch()}"}
+    where, biggest = elsewhere.get(worst.where, f"on {worst.where}"), ""
+    if worst.where not in elsewhere:
         name, size = next(iter(need.stages[worst.stage].largest().items()))
         biggest = f", most of it for {PARTS[name]} ({gib(size)})"
     fit, least = nearest(config, case, free)

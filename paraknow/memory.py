@@ -19,11 +19,10 @@ from paraknow.architecture import Architecture
 from paraknow.checkpoints import BYTES, Checkpoint
 from paraknow.config import CPU_BATCH, EMBEDDING, MODULES, STITCHED_ROWS, RunConfig
 from paraknow.data import Example, Task
+from paraknow.locate import needs
 from paraknow.methods.base import Candidate
 from paraknow.passes import NOTHING_READ
 
-COARSE = 512**2  # cells of a coarse map (locate.sensitivity)
-LENS = {"cpu": 2**19, "cuda": 2**24}  # numbers of a chunk of neurons × vocabulary (locate.neurons)
 LONGEST = 8  # examples whose tokens are counted
 # What torch, transformers and their like hold for themselves: of a GPU, CUDA's context and its kernels (assumed); of
 # host memory, what `python -m benchmarks.memory` prints for a process that has imported what the stages need.
@@ -77,10 +76,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run needs: parts of every stage on the device, and bytes in host memory where the device is a GPU."""
+    """What a run needs: parts of every stage on the device, bytes in host memory where the device is a GPU, and bytes
+    of files that sensitivities are summed in."""
 
     stages: dict[str, Parts]
     host: dict[str, int]
+    disk: dict[str, int] = field(default_factory=dict)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -110,7 +111,10 @@ class Case:
         lengths, base = self.lengths(config), self._base(config)
         rest = {name: base for name in ("load", "locate", "similarity", "align", "tune", "evaluate")}
         rest["load"] = self._loading(config, base)
-        ways = [_located(self, base, config, n, lengths) for n in (0, 1)]
+        ways = []
+        for n, a in enumerate(m.architecture for m in self.pair):
+            layer = _layer(a, BYTES[config.dtype], lengths.locate)
+            ways.append(needs.located(self, base, config, n, lengths.locate, layer))
         if config.locate.layers == "matched":
             only = config.similarity.model_copy(update={"parts": ("stitching",)})
             ways.append(_compared(self, base, config.model_copy(update={"similarity": only}), lengths))
@@ -119,7 +123,8 @@ class Case:
         rest["align"] = _aligned(self, base, config, lengths)
         rest["tune"] = _tuned(self, base, config, lengths)
         rest["evaluate"] = _evaluated(self, base, config, lengths)
-        return Need(rest, self._host(config) if self.device == "cuda" else {})
+        disk = max(needs.sums(self, config, n)["disk"] for n in (0, 1))
+        return Need(rest, self._host(config) if self.device == "cuda" else {}, {"locate": disk} if disk else {})
 
     def requests(self, config: RunConfig) -> int:
         """Requests that evaluating puts through a model at once."""
@@ -157,12 +162,12 @@ class Case:
         pair while an untrained one is compared."""
         width = BYTES[config.dtype]
         waiting = [width * m.parameters - self.resident(config, n) for n, m in enumerate(self.pair)]
-        kept = [4 * len(config.located_on) * layers_size(m.architecture) for m in self.pair]
+        kept = [needs.sums(self, config, n)["host"] + needs.halves(m, config) for n, m in enumerate(self.pair)]
         whole = [width * m.parameters for m in self.pair]
         beside = sum(whole) if config.similarity.untrained and "cka" in config.similarity.parts else 0
         return {
             "load": sum(waiting) + max((w for n, w in enumerate(whole) if self.waits(config, n)), default=0),
-            "locate": sum(waiting) + max((k for n, k in enumerate(kept) if self.waits(config, n)), default=0),
+            "locate": sum(waiting) + max(kept),
             "similarity": sum(waiting) + beside,
             "tune": sum(waiting) + (whole[1] if self.waits(config, 1) else 0),
         }
@@ -255,32 +260,6 @@ def _step(a: Architecture, width: int, rows: int) -> int:
     """Bytes that a layer works with on `rows` tokens at once, where nothing is kept for a backward pass."""
     query, key = a.heads * a.head_dim, a.kv_heads * a.head_dim
     return rows * (3 * a.hidden * max(width, 4) + max(3 * a.ffn, 4 * query + 3 * key) * width)
-
-
-def _located(case: Case, base: Parts, config: RunConfig, number: int, lengths: Lengths) -> Parts:
-    """Every task's sensitivities are kept until all are there; neurons are scored after a task's gradients are gone."""
-    model, device = case.pair[number], case.device
-    a, width, tasks = model.architecture, BYTES[config.dtype], len(config.located_on)
-    coarse = 2 * a.layers * sum(min(prod(a.shape(m)), COARSE) for m in MODULES)
-    here = model.parameters  # what waits in host memory has its sensitivities there
-    if device == "cuda" and case.waits(config, number):
-        here -= layers_size(a)
-    found = base.plus(accumulators=4 * tasks * (here + coarse))
-    tokens = lengths.locate
-    # the widest gradient, the one it is made from, and its score
-    passes = found.plus(
-        gradients=2 * width * model.largest,
-        activations=(a.layers + 1) * _layer(a, width, tokens) + 3 * 4 * tokens * a.vocabulary,
-    )
-    if config.locate.neurons == "none":
-        return passes
-    seeds, query = config.locate.seeds, a.heads * a.head_dim
-    states = 4 * seeds * a.layers * (3 * a.hidden + query + a.ffn)
-    lens = 4 * a.vocabulary * a.hidden * (1 if width == 4 else 2)
-    chunk = 4 * max(LENS[device], a.vocabulary)
-    work = 3 * chunk + 4 * 4 * seeds * a.vocabulary + 4 * 3 * seeds * max(query, a.ffn)
-    neurons = found.plus(kept=states, other=lens + work)
-    return max(passes, neurons, key=lambda p: p.total)
 
 
 def _compared(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Parts:

@@ -147,15 +147,15 @@ def _check_finite(loaded: Loaded) -> None:
 
 
 @contextmanager
-def gradients_on(model: Any, only: Any = None) -> Iterator[None]:
-    """All parameters require gradients inside the block, or `only` that one; flags, mode and gradients are restored
-    after it."""
+def gradients_on(model: Any, only: Sequence[Any] | None = None) -> Iterator[None]:
+    """All parameters require gradients inside the block, or `only` those; flags, mode and gradients are restored after
+    it."""
     before = [(p, p.requires_grad) for p in model.parameters()]
-    training = model.training
+    training, wanted = model.training, None if only is None else {id(p) for p in only}
     try:
         model.eval()
         for parameter, _ in before:
-            parameter.requires_grad_(only is None or parameter is only)
+            parameter.requires_grad_(wanted is None or id(parameter) in wanted)
         yield
     finally:
         for parameter, flag in before:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paraknow.architecture import Architecture
 from paraknow.checkpoints import Checkpoint
-from paraknow.config import EMBEDDING, MODULES, RunConfig
+from paraknow.config import EMBEDDING, MODULES, Locate, RunConfig
 from paraknow.data import Task
+from paraknow.locate import groups
 from paraknow.methods.base import Candidate
 
 BENCHMARK = "benchmark"  # in a split's place, where a benchmark's questions are read: their length is assumed
@@ -49,6 +50,8 @@ class Pass:
     """Sequences that one model reads in one stage for one purpose; `backward` of them with gradients.
 
     tokens: length of a sequence, `assumed` where its text cannot be read here. trained: parameters that get a gradient.
+    groups: of layers that get their gradients one after the other, each with its share of the passes; `through`: the
+    parameters that gradients flow through, summed over groups. None: all that are multiplied.
     """
 
     stage: str
@@ -60,14 +63,17 @@ class Pass:
     assumed: bool
     trained: int
     multiplied: int
+    groups: int = 1
+    through: int | None = None
 
     @property
     def flops(self) -> float | None:
         """Operations, None where a count is unknown."""
         if self.forward is None or self.backward is None:
             return None
-        ahead, back = 2.0 * self.multiplied, 2.0 * (self.multiplied + self.trained)
-        return self.tokens * (ahead * self.forward + back * self.backward)
+        through = self.multiplied if self.through is None else self.through
+        ahead, back = 2.0 * self.multiplied, 2.0 * (through + self.trained)
+        return self.tokens * (ahead * self.forward + back * (self.backward // self.groups))
 
     def row(self) -> dict[str, Any]:
         names = ("stage", "what", "model", "forward", "backward", "tokens", "assumed", "trained", "flops")
@@ -147,17 +153,32 @@ def steps_of(config: RunConfig, train: int | None) -> int | None:
 
 
 def located(work: Work) -> list[Pass]:
-    """Sensitivity: one forward and one backward pass per seed, alone; neurons: one more forward pass."""
+    """Sensitivity: one forward and one backward pass per seed, alone, for each group of layers; neurons: one more
+    forward pass.
+
+    With G groups, group i reached after b_i parameters of layers below it: 2·N·G forward, 2·Σ(N − b_i) where gradients
+    flow, 2·P for the P parameters' own, and 2·Σ(layers − b_i) where layers are computed again.
+    """
     settings, made = work.config.locate, []
     if settings.layers == "matched":
         made += _compared(work, "locate", "matching layers")
     for model, loaded in (("teacher", work.teacher), ("student", work.student)):
         for name in work.config.located_on:
             seeds, at = _at_most(settings.seeds, work.counts[name].train), (name, "train", settings.max_length)
-            made.append(work.read("locate", "sensitivity", model, seeds, seeds, loaded.parameters, at))
+            one = work.read("locate", "sensitivity", model, seeds, seeds, loaded.parameters, at)
+            made.append(_in_groups(one, loaded, settings))
             if settings.neurons != "none":
                 made.append(work.read("locate", "neurons", model, seeds, at=at))
     return made
+
+
+def _in_groups(one: Pass, loaded: Checkpoint, settings: Locate) -> Pass:
+    """The same passes for every group of layers."""
+    sizes = (loaded.architecture, loaded.parameters)
+    count = len(groups.split(groups.unit_sizes(*sizes), settings.groups))
+    through = groups.flowed_through(loaded.architecture, multiplied(loaded), sizes[1], count, settings.checkpointing)
+    forward, backward = _times(count, one.forward), _times(count, one.backward)
+    return replace(one, forward=forward, backward=backward, groups=count, through=through)
 
 
 def _compared(work: Work, stage: str, what: str) -> list[Pass]:

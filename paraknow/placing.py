@@ -13,12 +13,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from paraknow.errors import ResourceError
+from paraknow.files import scratch
 
 HOST, DISK = "cpu", "disk"
 
@@ -39,9 +40,14 @@ def _brought(inner: _Inner, device: torch.device, *given: Any, **named: Any) -> 
 
     The backward pass brings each matrix again when it comes to it, and its gradient goes where the parameter waits.
     """
+    return _worked(inner, device, True, *given, **named)
+
+
+def _worked(inner: _Inner, device: torch.device, forgets: bool, *given: Any, **named: Any) -> Any:
+    """The same; unless it `forgets` them, what the backward pass needs of the copies is kept for it."""
     sources = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
     copies = {name: tensor.to(device, copy=True) for name, tensor in sources.items()}
-    if not torch.is_grad_enabled():
+    if not (forgets and torch.is_grad_enabled()):
         return torch.func.functional_call(inner, copies, given, named)
     origin = {copy.untyped_storage().data_ptr(): sources[name] for name, copy in copies.items()}
 
@@ -116,33 +122,56 @@ def _outside(model: Any) -> Iterator[torch.Tensor]:
             yield tensor
 
 
-def scratch() -> Path:
-    """Where weights on disk lie: $TMPDIR, else /var/tmp, for /tmp is memory on many machines."""
-    usual = Path("/var/tmp")
-    return Path(tempfile.gettempdir()) if os.environ.get("TMPDIR") or not usual.is_dir() else usual
-
-
 def _on_disk(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers in a file that is mapped into memory. It has no name, so it goes with the last who uses it."""
-    folder, need = scratch(), tensor.numel() * tensor.itemsize
+    """The same numbers in a file that is mapped into memory."""
+    made = on_disk(tensor.numel(), tensor.dtype, "placement: {size} of weights are to wait")
+    return made.view(tensor.shape).copy_(tensor)
+
+
+def on_disk(count: int, dtype: torch.dtype, refusal: str) -> torch.Tensor:
+    """So many zeros in a file that is mapped into memory. It has no name, so it goes with the last who uses it.
+
+    Raises ResourceError where the disk has no room for them, beginning with `refusal`, whose {size} is filled in.
+    """
+    folder, need = scratch(), count * dtype.itemsize
     if need > (free := shutil.disk_usage(folder).free):
         raise ResourceError(
-            f"placement: {need / 2**30:.1f} GiB of weights are to wait in {folder}, which has {free / 2**30:.1f} GiB "
-            "free; set TMPDIR to a folder on a larger disk."
+            f"{refusal.format(size=f'{need / 2**30:.1f} GiB')} in {folder}, which has {free / 2**30:.1f} GiB free; "
+            "set TMPDIR to a folder on a larger disk."
         )
     handle, name = tempfile.mkstemp(prefix="paraknow-", dir=folder)
     try:
         os.ftruncate(handle, max(1, need))
-        mapped = torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        return torch.from_file(name, shared=True, size=count, dtype=dtype)
     finally:
         os.close(handle)
         os.unlink(name)
-    return mapped.view(tensor.shape).copy_(tensor)
 
 
 def is_placed(model: Any) -> bool:
     """Whether any layer waits elsewhere."""
-    return any(isinstance(vars(layer).get("forward"), functools.partial) for layer in model.model.layers)
+    return any(getattr(vars(layer).get("forward"), "func", None) is _brought for layer in model.model.layers)
+
+
+@contextmanager
+def recomputed(model: Any) -> Iterator[None]:
+    """Inside the block layers keep only what they read: the backward pass has each work once more when it comes to it.
+
+    transformers' own gradient checkpointing works in training mode alone, where dropout would be on. A layer that waits
+    elsewhere is brought once for its forward and once for its backward pass.
+    """
+    before = [(layer, vars(layer).get("forward")) for layer in model.model.layers]
+    try:
+        for layer, placed in before:
+            # of hooks on saved tensors the innermost act: those of a layer that forgets its copies would keep the rest
+            work = functools.partial(_worked, *placed.args, False) if placed else layer.forward
+            layer.forward = functools.partial(checkpoint, work, use_reentrant=False, preserve_rng_state=False)
+        yield
+    finally:
+        for layer, placed in before:
+            vars(layer).pop("forward", None)
+            if placed:
+                layer.forward = placed
 
 
 @contextmanager

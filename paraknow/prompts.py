@@ -114,7 +114,7 @@ def region(
     cut = (slice(*rows), slice(*cols))
     scale = HALF_SCALE if loaded.model.dtype == torch.float16 else 1.0
     total = torch.zeros(rows[1] - rows[0], cols[1] - cols[0], device=weight.device)
-    with gradients_on(loaded.model, weight):
+    with gradients_on(loaded.model, [weight]):
         for number, item in enumerate(items):
             (answer_loss(loaded, item) * scale).backward()
             assert weight.grad is not None

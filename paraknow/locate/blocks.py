@@ -6,7 +6,7 @@ Blocks ignore head borders: rows of q, k, v and columns of o from different head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,10 +47,15 @@ class Block:
 def best_window(scores: torch.Tensor, n: int, m: int) -> tuple[int, int]:
     """Top-left corner of the contiguous (n, m) window of (N, M) `scores` with the largest sum.
 
-    A summed-area table in float64 gives all (N−n+1)(M−m+1) offsets at once; ties go to the first in row order.
+    A summed-area table in float64 gives all (N−n+1)(M−m+1) offsets at once; ties go to the first in row order. It is
+    made in place: the largest matrices of large models take gigabytes here.
     """
-    table = torch.nn.functional.pad(scores.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    sums = table[n:, m:] - table[:-n, m:] - table[n:, :-m] + table[:-n, :-m]
+    table = scores.double()
+    table = (table.clone() if table is scores else table).cumsum_(0).cumsum_(1)  # sums over [0, i] × [0, j]
+    sums = table[n - 1 :, m - 1 :].clone()
+    sums[1:] -= table[:-n, m - 1 :]
+    sums[:, 1:] -= table[n - 1 :, :-m]
+    sums[1:, 1:] += table[:-n, :-m]
     best = int(sums.argmax())
     return best // sums.shape[1], best % sums.shape[1]
 
@@ -100,10 +105,12 @@ def choose_block(
     else:
         raise ValueError(f"unknown structure {structure!r}")
     block = Block(module, *layers, structure, shape, row, col, rows, cols)
-    if scores is None:
-        return block
-    share = float(block.cut(scores).sum(dtype=torch.float64) / scores.sum(dtype=torch.float64).clamp_min(1e-300))
-    return Block(module, *layers, structure, shape, row, col, rows, cols, share)
+    return block if scores is None else replace(block, share=share_of(block, scores))
+
+
+def share_of(block: Block, scores: torch.Tensor) -> float:
+    """The share of a map's sum (N, M) that lies in a block."""
+    return float(block.cut(scores).sum(dtype=torch.float64) / scores.sum(dtype=torch.float64).clamp_min(1e-300))
 
 
 @dataclass(frozen=True)

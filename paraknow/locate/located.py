@@ -19,9 +19,10 @@ from paraknow.config import EMBEDDING, FFN, Locate, Similarity
 from paraknow.errors import InputError
 from paraknow.locate import neurons
 from paraknow.locate.agreement import COLUMNS, agreement
-from paraknow.locate.blocks import Block, choose_block
+from paraknow.locate.blocks import Block
+from paraknow.locate.choice import Choice
 from paraknow.locate.layers import choose_layers
-from paraknow.locate.sensitivity import Place, Sensitivity, combine, sensitivity
+from paraknow.locate.sensitivity import Passes, Place, Sensitivity, add_maps, groups_of, joined
 from paraknow.models import Loaded
 from paraknow.progress import Progress, part, silent
 
@@ -124,14 +125,15 @@ def pool(matrix: torch.Tensor, side: int = MAP_SIDE) -> torch.Tensor:
 
 
 def pooled_maps(
-    model: str, places: dict[Place, torch.Tensor], progress: Progress = silent
+    model: str, places: dict[Place, torch.Tensor], progress: Progress = silent, device: torch.device | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """One model's maps for charts; see `Located`."""
+    """One model's maps for charts; see `Located`. Each is brought to `device` where it lies elsewhere."""
     arrays, notes = {}, {}
     for number, ((layer, module), values) in enumerate(places.items()):
         progress(number + 1, len(places))
         if values.ndim != 2:
             continue
+        values = values.to(device or values.device)
         key, peak = f"{model}/{layer}/{module}", float(values.max())
         small = pool(values)
         arrays[key] = (small / peak if peak > 0 else torch.zeros_like(small)).half().cpu().numpy()
@@ -158,37 +160,33 @@ def locate(
     settings = settings or Locate()
     check_blocks(teacher.checkpoint, student.checkpoint, settings)
     located, matched, tables = Located(), None, []
-    # 1000 for matching layers; for each model 1000 for its passes, 50 for halves and blocks, 50 for the maps
-    before, whole = (1000, 3200) if settings.layers == "matched" else (0, 2200)
+    # 1000 for matching layers; for each model 1000 for its passes, its blocks and maps, 50 for its halves
+    before, whole = (1000, 3100) if settings.layers == "matched" else (0, 2100)
     if settings.layers == "matched":
         report = part(progress, 0, whole, "matching layers", scale=1000)
         texts = matched_on or tasks
         located.stitching, matched = _match(teacher, student, texts, similarity or Similarity(), seed, report)
+    wanted, count = student.architecture.layers, teacher.architecture.layers
+    if settings.layers not in ("sensitivity", "matched"):
+        matched = choose_layers([0.0] * count, wanted, settings.layers, seed)
+    choice = Choice(teacher, student, settings, seed, matched)
     for number, (name, loaded) in enumerate((("teacher", teacher), ("student", student))):
-        begin = before + number * 1100
+        begin = before + number * 1050
         report = part(progress, begin, whole, name, scale=1000)
         layers = loaded.architecture.layers
-        parts = _sensitivities(loaded, tasks, settings, seed, name, located, report)
-        report = part(progress, begin + 1000, whole, name, scale=50)
+        parts = _sensitivities(loaded, tasks, settings, seed, name, located, choice, report)
         chosen, shapes = list(range(layers)), {}
         if name == "teacher":
             scores = {task: found.layer_scores(layers) for task, found in parts.items()}
             summed = [sum(column) for column in zip(*scores.values(), strict=True)]
-            chosen = matched or choose_layers(summed, student.architecture.layers, settings.layers, seed)
+            chosen = matched or choose_layers(summed, wanted, settings.layers, seed)
             located.layers = _layers_table(scores, chosen, settings.layers)
+            located.blocks = choice.blocks(chosen)
             shapes = _shares(teacher, student, settings)
         about = agreement(name, parts, layers, chosen, shapes, settings.structure, seed)
         located.agreement = pd.concat([about, located.agreement], ignore_index=True)
-        report(1, 2)
-        maps, table = combine(parts)
-        tables.append(table.assign(model=name))
-        if name == "teacher":
-            report = part(progress, begin + 1025, whole, name, scale=25)
-            located.blocks = _choose_blocks(teacher, student, chosen, maps, settings, seed, report)
-        arrays, notes = pooled_maps(name, maps, part(progress, begin + 1050, whole, name, scale=50))
-        located.maps |= arrays
-        located.notes |= notes
-        del parts, maps  # one model's full maps at a time: they are as large as the model in float32
+        tables.append(joined(parts).assign(model=name))
+        part(progress, begin + 1000, whole, name, scale=50)(1, 1)
     columns = "task model seed layer module sum mean max share".split()
     located.sensitivity = pd.concat(tables, ignore_index=True)[columns]
     return located
@@ -238,33 +236,59 @@ def _sensitivities(
     seed: int,
     name: str,
     located: Located,
+    choice: Choice,
     progress: Progress,
 ) -> dict[str, Sensitivity]:
-    """Sensitivity per task; neurons go straight into the tables of `located`."""
-    found = {}
-    for number, task in enumerate(tasks):
+    """Sensitivity per task, without its maps: what is wanted of them goes into `located`, and for the teacher into
+    `choice`, a group of layers at a time. They are as large as the model in float32. Neurons follow."""
+    passes, items = {}, {}
+    for task in tasks:
         what = f"{task.name} seeds ({name})"
         encoded = seed_examples(loaded, task, settings, seed, what)
         if warning := encoded.warning(what):
             located.warnings.append(warning)
-        report = part(progress, 2000 * number, 2000 * len(tasks), scale=1000)
-        found[task.name] = sensitivity(loaded, encoded.items, report, halves=True)
-        table = _ffn_table(found[task.name].maps, loaded.architecture.layers).assign(task=task.name, model=name)
+        items[task.name] = encoded.items
+        passes[task.name] = Passes(loaded, encoded.items, settings, halves=True)
+    ffn: dict[str, list[pd.DataFrame]] = {title: [] for title in passes}
+    found = groups_of(loaded, settings)
+    each = 1000 * len(tasks) + 50  # steps of a group: the passes over every task, then its blocks and maps
+    whole = len(found) * each + 1000 * len(tasks)
+    for number, group in enumerate(found):
+        maps: dict[Place, torch.Tensor] = {}
+        for k, (title, taken) in enumerate(passes.items()):
+            report = part(progress, number * each + 1000 * k, whole, scale=1000)
+            more = taken.over(group, report)
+            ffn[title] += _ffn_tables(more, loaded.device)
+            add_maps(maps, more)
+            del more  # of several tasks there are two: the sum and the one at work
+        report = part(progress, (number + 1) * each - 50, whole, scale=25)
+        if name == "teacher":
+            choice.look(maps, report)
+        report = part(progress, (number + 1) * each - 25, whole, scale=25)
+        arrays, notes = pooled_maps(name, maps, report, loaded.device)
+        located.maps |= arrays
+        located.notes |= notes
+        del maps
+    for title, tables in ffn.items():
+        table = pd.concat(tables, ignore_index=True).assign(task=title, model=name)
         located.ffn = pd.concat([located.ffn, table], ignore_index=True)
-        if settings.neurons != "none":
-            report = part(progress, 2000 * number + 1000, 2000 * len(tasks), scale=1000)
-            _add_neurons(located, loaded, encoded.items, settings, task.name, name, report)
-    return found
+    if settings.neurons != "none":
+        for k, title in enumerate(passes):
+            report = part(progress, whole - 1000 * (len(tasks) - k), whole, scale=1000)
+            _add_neurons(located, loaded, items[title], settings, title, name, report)
+    return {title: taken.result() for title, taken in passes.items()}
 
 
-def _ffn_table(maps: dict[Place, torch.Tensor], layers: int) -> pd.DataFrame:
-    """Sensitivity of each FFN neuron: layer, neuron, sensitivity."""
-    parts = []
-    for layer in range(layers):
-        gate, up, down = (maps[(layer, module)] for module in FFN)
-        summed = (gate.sum(1) + up.sum(1) + down.sum(0)).cpu().numpy()
-        parts.append(pd.DataFrame({"layer": layer, "neuron": range(len(summed)), "sensitivity": summed}))
-    return pd.concat(parts, ignore_index=True)
+def _ffn_tables(maps: dict[Place, torch.Tensor], device: torch.device) -> list[pd.DataFrame]:
+    """Sensitivity of each FFN neuron of the layers that are there: layer, neuron, sensitivity."""
+    tables = []
+    for layer in (layer for layer, module in maps if module == FFN[0]):
+        gate, up, down = (
+            maps[(layer, module)].to(device).sum(axis) for module, axis in zip(FFN, (1, 1, 0), strict=True)
+        )
+        summed = (gate + up + down).cpu().numpy()
+        tables.append(pd.DataFrame({"layer": layer, "neuron": range(len(summed)), "sensitivity": summed}))
+    return tables
 
 
 def _add_neurons(
@@ -323,28 +347,3 @@ def _layers_table(scores: dict[str, list[float]], chosen: list[int], by: str) ->
         for layer, score in enumerate(values)
     ]
     return pd.DataFrame(rows).astype({"student_layer": "Int64"})
-
-
-def _choose_blocks(
-    teacher: Loaded,
-    student: Loaded,
-    chosen: list[int],
-    maps: dict[Place, torch.Tensor],
-    settings: Locate,
-    seed: int,
-    progress: Progress,
-) -> list[Block]:
-    generator = torch.Generator().manual_seed(seed)
-    shape_t, shape_s = teacher.architecture, student.architecture
-    blocks = []
-    modules = settings.selected()
-    for number, module in enumerate(modules):
-        single = module in EMBEDDING
-        pairs = [(0, 0)] if single else [(t, s) for s, t in enumerate(chosen)]
-        for teacher_layer, student_layer in pairs:
-            layers = (shape_t.layer_of(module, teacher_layer), shape_s.layer_of(module, student_layer))
-            scores = maps[(layers[0], module)]
-            full, shape = shape_t.shape(module), shape_s.shape(module)
-            blocks.append(choose_block(module, layers, scores, full, shape, settings.structure, generator))
-            progress(number + 1, len(modules))
-    return blocks

@@ -8,7 +8,7 @@ import torch
 
 from paraknow import data, models
 from paraknow.errors import RunError
-from paraknow.locate.sensitivity import combine, sensitivity
+from paraknow.locate.sensitivity import add_maps, joined, sensitivity
 from tests.reference import sensitivity_literal
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
@@ -114,12 +114,13 @@ def test_refuses_gradients_that_are_all_zero(checkpoint):
         sensitivity(loaded, seeds(loaded.tokenizer))
 
 
-def test_combine_sums_maps_over_tasks(tiny_pair):
+def test_adding_sums_maps_over_tasks(tiny_pair):
     teacher, _ = tiny_pair
     one, two = (sensitivity(teacher, seeds(teacher.tokenizer)[i : i + 2]) for i in (0, 2))
     place = (0, "q")
     expected = one.maps[place] + two.maps[place]
-    maps, table = combine({"a": one, "b": two})
+    parts = {"a": one, "b": two}
+    maps, table = add_maps(add_maps({}, one.maps), two.maps), joined(parts)
     torch.testing.assert_close(maps[place], expected)
     assert table.columns[0] == "task" and set(table.task) == {"a", "b"}
     both = sensitivity(teacher, seeds(teacher.tokenizer))
