@@ -58,10 +58,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "both wait": {"placement": {"teacher": "offload", "student": "offload"}},
 }
 GROUPS = {"neurons": "first_order", "groups": 16, "accumulators": "host", "checkpointing": True}
-SMALL_BATCHES = {"batch_rows": 64, "forward_batch": 1}
-WAYS["both wait, 16 groups of layers, smaller batches"] = WAYS["both wait"] | {
+LESS = {"batch_rows": 64, "forward_batch": 1, "parts": ["cka", "weights", "interference"]}
+WAYS["both wait, 16 groups of layers, small batches, no stitching"] = WAYS["both wait"] | {
     "locate": GROUPS,
-    "similarity": SMALL_BATCHES,
+    "similarity": LESS,
 }
 METHODS = ("seeking", "laten", "semalign", "transport")
 
@@ -187,8 +187,9 @@ def work() -> Rows:
 
 
 def _worked(pair: str, stage: str, value: float | None) -> dict[str, Any]:
-    minutes = "–" if value is None else f"{value / ASSUMED / 60:.3g}"
-    return {"pair": pair, "stage": stage, "operations": power(value), "minutes at 400 TFLOP/s (assumed)": minutes}
+    minutes = (value or 0.0) / ASSUMED / 60
+    said = "unknown" if value is None else f"{minutes:,.0f}" if minutes >= 10 else f"{minutes:.1f}"
+    return {"pair": pair, "stage": stage, "operations": power(value), "minutes at 400 TFLOP/s (assumed)": said}
 
 
 def need(pair: str, changes: dict[str, Any]) -> Need:
