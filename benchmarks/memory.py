@@ -3,7 +3,7 @@
 Every stage runs in a fresh process that reads what the stages before it left. Measured: the most memory that process
 and its children hold while the models are loaded and the stage runs, the libraries included (memory.LIBRARIES is the
 estimate for those). Of files that a process maps, weights count (they are not copied where they are
-stored in the type they are loaded in), libraries do not: the system drops and reads them again as it likes.
+stored in the type they are loaded in), libraries do not: the system drops and reads them again as it likes. Linux only.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def own(process: psutil.Process) -> int:
 
 
 ABOUT = """Every stage in a fresh process, on the CPU. Measured and estimated with the libraries, as pages show it; the
-second ratio leaves them out of both. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`:
-the built-in pair of 14 MB, where libraries are nearly all. *Left behind*: what libraries keep when the stage is over and the models are
-gone, buffers and the heap. *Parts* are the estimate's largest."""
+second ratio leaves them out of both. *Left behind*: what libraries keep when the stage is over and the models are gone,
+buffers and room on the heap. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`: the
+built-in pair of 14 MB, where libraries are nearly all. *Parts* are the estimate's largest."""
 
 
 def code() -> int:
