@@ -3,7 +3,7 @@
 Every stage runs in a fresh process that reads what the stages before it left. Measured: the most memory that process
 and its children hold while the models are loaded and the stage runs, the libraries included (memory.LIBRARIES is the
 estimate for those). Of files that a process maps, weights count (they are not copied where they are
-stored in the type they are loaded in), libraries do not: the system drops and reads them again as it likes.
+stored in the type they are loaded in), libraries do not: the system drops and reads them again as it likes. Linux only.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def own(process: psutil.Process) -> int:
 
 
 ABOUT = """Every stage in a fresh process, on the CPU. Measured and estimated with the libraries, as pages show it; the
-second ratio leaves them out of both. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`:
-the built-in pair of 14 MB, where libraries are nearly all. *Parts* are the estimate's largest."""
+second ratio leaves them out of both. *Left behind*: what libraries keep when the stage is over and the models are gone,
+buffers and room on the heap. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`: the
+built-in pair of 14 MB, where libraries are nearly all. *Parts* are the estimate's largest."""
 
 
 def code() -> int:
@@ -123,7 +124,9 @@ def one_stage(folder: Path, stage: str) -> None:
     finished = dict.fromkeys((*run.status().get("stages", []), stage))
     run.update(stages=list(finished))
     beyond = watch.most - before - (code() - touched)  # code that was run for the first time
-    print(json.dumps({"libraries": libraries, "beyond": beyond}))
+    session.models.clear()
+    gc.collect()
+    print(json.dumps({"libraries": libraries, "beyond": beyond, "left": own(watch.process) - libraries}))
 
 
 def _model(folder: Path, seed: int, sizes: dict[str, int]) -> str:
@@ -199,6 +202,7 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
             "measured / estimated": round(measured / parts.total, 2),
             "without libraries": round(found["beyond"] / (parts.total - parts.libraries), 2),
             "libraries (MB)": round(found["libraries"] / 1e6),
+            "left behind (MB)": round(found["left"] / 1e6),
             "parts (MB)": " ".join(f"{k} {v}" for k, v in shown.items()),
         }
 

@@ -26,7 +26,7 @@ from benchmarks.written import machine, markdown
 from paraknow import config as configs
 from paraknow import files, methods, operations, passes, recipes
 from paraknow.architecture import from_config
-from paraknow.config import Locate, RunConfig
+from paraknow.config import RunConfig
 from paraknow.dryrun import dry_run
 from paraknow.memory import Case, Need
 from paraknow.recipes import Sizes
@@ -57,11 +57,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "teacher waits": {"placement": {"teacher": "offload"}},
     "both wait": {"placement": {"teacher": "offload", "student": "offload"}},
 }
-SAVING: dict[str, Any] = {**WAYS["both wait"], "similarity": {"batch_rows": 64, "forward_batch": 1}}
-if "groups" in Locate.model_fields:
-    wide = {"neurons": "first_order", "groups": 16, "accumulators": "host", "checkpointing": True}
-    SAVING["locate"] = wide
-WAYS["both wait, smaller batches" + (", 16 groups" if "locate" in SAVING else "")] = SAVING
+GROUPS = {"neurons": "first_order", "groups": 16, "accumulators": "host", "checkpointing": True}
+LESS = {"batch_rows": 64, "forward_batch": 1, "parts": ["cka", "weights", "interference"]}
+WAYS["both wait, 16 groups of layers, small batches, no stitching"] = WAYS["both wait"] | {
+    "locate": GROUPS,
+    "similarity": LESS,
+}
 METHODS = ("seeking", "laten", "semalign", "transport")
 
 
@@ -186,8 +187,9 @@ def work() -> Rows:
 
 
 def _worked(pair: str, stage: str, value: float | None) -> dict[str, Any]:
-    minutes = "–" if value is None else f"{value / ASSUMED / 60:.3g}"
-    return {"pair": pair, "stage": stage, "operations": power(value), "minutes at 400 TFLOP/s (assumed)": minutes}
+    minutes = (value or 0.0) / ASSUMED / 60
+    said = "unknown" if value is None else f"{minutes:,.0f}" if minutes >= 10 else f"{minutes:.1f}"
+    return {"pair": pair, "stage": stage, "operations": power(value), "minutes at 400 TFLOP/s (assumed)": said}
 
 
 def need(pair: str, changes: dict[str, Any]) -> Need:
