@@ -3,7 +3,7 @@
 First, small models: what the device gives, against float32 on the CPU. Then two pairs of true shapes with random
 weights in bfloat16: seconds and memory against limits. Last, ratios against bare passes. Every part has a limit of its
 own, and all of them --limit-seconds; what was not measured is named. Without a GPU, or with --quick, the same parts run
-on pairs of the same proportions, a few hundred thousand times smaller, and no limit is judged.
+on pairs of the same proportions, thousands of times smaller, and no limit is judged.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def ratios(device: torch.device, left: Callable[[], float], lacking: list[str]) 
 def true_sizes(
     device: torch.device, tiny: bool, wanted: Sequence[str], left: Callable[[], float], lacking: list[str]
 ) -> list[dict[str, Any]]:
-    """A row for each part of each pair; `tiny` ones are given no limit, and their estimates are those of true sizes."""
+    """A row for each part of each pair; `tiny` ones are held to no limit, their estimates are those of true sizes."""
     rows = []
     for name in shapes.PAIRS:
         parts = [part for part in sized.PARTS if part.name.split(",")[0] in wanted]
@@ -108,10 +108,11 @@ def true_sizes(
             row = {"pair": name, **sized.measure(part, pair, SMALL_WORK if tiny else Work(), seconds)}
             if tiny:
                 estimated = round(part.estimate(whole, Work()) / 2**30, 1)
-                row |= {"limit": None, "GiB limit": None, "estimated": estimated, "held": None}
-                lacking.append(f"{name}: {part.name}")
+                row |= {"estimated": estimated, "held": None}
             rows.append(row)
             _say(f"{name}: {part.name}: {row['seconds']} s {row['notes']}", left)
+        if tiny:
+            lacking.append(f"{name} at true sizes ({'; '.join(part.name for part in parts)})")
         del pair, whole
         release()
     return rows
@@ -137,13 +138,17 @@ def _body(device: str, found: dict[str, Any]) -> str:
         names = ("what", "type", "difference", "tolerance", "held")
         rows = [{n: f"{r[n]:.2g}" if isinstance(r[n], float) else r[n] for n in names} for r in worst.values()]
         parts += [f"Small models, {device} against float32 on the CPU, the worse of tied and untied:", _table(rows)]
-    if found["sizes"]:
-        about = (
-            "Tiny shapes of the same proportions: seconds mean nothing. The estimate is that of the true sizes, "
-            "by the formulas of `paraknow.memory`, weights included."
-            if found["tiny"]
-            else "Random weights in bfloat16; GiB are what torch held at most, both models included."
-        )
+    if found["sizes"] and found["tiny"]:
+        names = {"pair": "pair", "what": "what", "limit": "limit (s)", "GiB limit": "limit (GiB)"}
+        names["estimated"] = "estimated (GiB)"
+        parts += [
+            "Seconds and memory at true sizes were not measured, only that every part runs, at shapes of the same "
+            "proportions. Below are the limits, and what true sizes need, both models included: by `paraknow.memory`, "
+            "for one seed's attribution and CKA by what benchmarks/sized.py counts itself.",
+            _table(_shown([{title: row[n] for n, title in names.items()} for row in found["sizes"]])),
+        ]
+    elif found["sizes"]:
+        about = "Random weights in bfloat16; GiB are what torch held at most, both models included."
         parts += [about, _table(_shown(found["sizes"]))]
     if found["ratios"]:
         names = ("what", "rival", "value", "limit", "held")

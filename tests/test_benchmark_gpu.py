@@ -20,7 +20,7 @@ def test_without_a_gpu_everything_is_checked_and_what_was_not_measured_is_named(
     for what in agreeing.TOLERANCES:
         assert what in out
     assert out.count("exact attribution, 1 seed") >= 4 and "tiny shapes" in out
-    assert "Not measured: Llama-2 13B to 7B: exact attribution, 1 seed" in " ".join(out.split())
+    assert "Not measured: Llama-2 13B to 7B at true sizes (exact attribution, 1 seed; LaTen" in " ".join(out.split())
 
 
 def test_a_difference_ends_with_one_and_names_it(capsys, monkeypatch):
