@@ -30,28 +30,29 @@ def flat(draw: torch.Generator, device: torch.device) -> tuple[torch.Tensor, tor
 
 
 def errors(matrix: torch.Tensor, best: torch.Tensor, values: torch.Tensor) -> dict[str, float]:
-    """Of our factors: ‖W − BA‖ over the least possible, the share of Σ_{i≤r} σ_i² that BA lacks, and the sine of the
-    largest angle between the spaces of the r left directions, which is ‖P − P_ours‖ of the projections on them."""
+    """Of our factors: by what share ‖W − BA‖ is above the least possible, the share of Σ_{i≤r} σ_i² that BA lacks, and
+    the sine of the largest angle between the spaces of the r left directions, which is ‖P − P_ours‖ of the projections
+    on them."""
     found = factor(matrix, RANK)
     left = torch.linalg.qr(found.b.double().cpu())[0]
     outside = left - best @ (best.T @ left)
     energy, made = values.square(), (found.b.double() @ found.a.double()).square().sum()
     rest = (matrix.double() - found.b.double() @ found.a.double()).norm()
     return {
-        "residual": float(rest) / float(energy[RANK:].sum().sqrt()),
+        "residual": float(rest) / float(energy[RANK:].sum().sqrt()) - 1,
         "lacking": 1 - float(made) / float(energy[:RANK].sum()),
         "sine": float(torch.linalg.matrix_norm(outside, 2)),
     }
 
 
 def factor_cost(device: torch.device) -> list[Ratio]:
-    """Rank-16 factors of a 1280 × 1536 block, against the full SVD cut to rank 16. On two spectra: one that falls as
-    i^−0.25, about as slowly as trained matrices' do, and the flat one of a random Gaussian matrix, where the best
-    directions hardly differ from the next ones, so that directions far from them serve nearly as well. Errors are
-    against the exact answer, known in float64.
+    """Rank-16 factors of a 1280 × 1536 block, against the full SVD cut to rank 16. On two spectra: one that falls
+    slowly, as i^−0.25, and the flat one of a random Gaussian matrix, where the best directions hardly differ from the
+    next ones, so that directions far from them serve nearly as well. Errors are against the exact
+    answer, known in float64.
     """
     made = []
-    for name, make, limits in (("falling", falling, (1.01, 1e-3, 0.05)), ("flat", flat, (1.01, 0.02, None))):
+    for name, make, limits in (("falling", falling, (0.01, 1e-3, 0.05)), ("flat", flat, (0.01, 0.02, None))):
         matrix, best, values = make(torch.Generator().manual_seed(0), device)
         if name == "falling":
             made.append(
@@ -66,7 +67,7 @@ def factor_cost(device: torch.device) -> list[Ratio]:
         error = errors(matrix, best, values)
         for key, what, rival, limit in zip(
             ("residual", "lacking", "sine"),
-            ("residual", "energy that is missing", "sine of the largest angle"),
+            ("share above the residual", "share of the energy that is missing", "sine of the largest angle"),
             ("the best residual of rank 16", "the energy of the best 16 directions", "the best 16 directions"),
             limits,
             strict=True,

@@ -84,7 +84,7 @@ def laten_cost(device: torch.device) -> list[Ratio]:
                 rival,
                 steps,
                 bare,
-                2.0,
+                2.5,
                 4,
                 "the products with Δ in every matrix, the gradient of the hypernetworks and AdamW on them",
             ),

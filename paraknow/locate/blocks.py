@@ -131,8 +131,8 @@ def factor(block: torch.Tensor, rank: int, seed: int = 0) -> Factors:
     """Best rank-r factors B = U_r Σ_r, A = V_rᵀ in float32 (METHODS 2.1).
 
     Exact SVD where the shorter side is at most 1024 or the rank a large part of it, else `torch.svd_lowrank` with 12
-    power iterations on 2r + 8 directions. So many, because trained matrices' spectra fall slowly: with fewer the last
-    of the r directions are still far from the right ones, though the residual hardly shows it.
+    power iterations on 2r + 8 directions. So many, because where a spectrum falls slowly fewer leave the last of the r
+    directions far from the right ones, though the residual hardly shows it.
     Raises ValueError for a rank above the shorter side.
     """
     if rank > min(block.shape):

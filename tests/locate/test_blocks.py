@@ -104,7 +104,7 @@ def test_large_matrices_use_the_fast_factors():
 
 
 def test_the_fast_factors_find_the_right_directions(monkeypatch):
-    """In a spectrum that falls as slowly as trained matrices' do; and a rank that leaves no room to search is exact."""
+    """In a spectrum that falls slowly; and a rank that leaves no room to search is exact."""
     monkeypatch.setattr(blocks, "EXACT_SIDE", 64)
     torch.manual_seed(0)
     left, right = torch.linalg.qr(torch.randn(400, 400))[0], torch.linalg.qr(torch.randn(500, 500))[0]
