@@ -36,8 +36,8 @@ FACTORS = (1, 2, 4, 8)
 ROUNDS = 3
 SLACK = 0.3
 VOCABULARY = 512
-SIZES = {"layers": 1, "width": 128, "examples": 2, "tokens": 16}  # of the smallest; width 256 where it stays
-OUTPUTS = {"layers": 2, "width": 128, "examples": 1, "rows of a batch": 64}  # CKA's smallest; examples in batches
+SIZES = {"layers": 2, "width": 128, "examples": 4, "tokens": 32}  # of the smallest; width 256 where it stays
+OUTPUTS = {"layers": 2, "width": 128, "examples": 1, "rows of a batch": 128}  # CKA's smallest; examples in batches
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _given(size: str, f: int) -> tuple[Any, list[Any]]:
 
 
 MATRICES = "products with (d, d) matrices; nearer to 1 where what is done per entry of (d) weighs in"
-READ = "every token meets every weight; attention's square is small at 128 tokens"
+READ = "every token meets every weight; attention's square is small at 256 tokens"
 
 
 def sensitivities() -> Iterator[Growth]:
@@ -156,7 +156,7 @@ def steps() -> Iterator[Growth]:
                     for m in config.MODULES
                 }
             )
-            settings = config.Tune(epochs=1, batch_size=len(items), micro_batch=len(items))
+            settings = config.Tune(epochs=4, batch_size=len(items), micro_batch=len(items))
 
             def run() -> None:
                 with inject.attached(loaded, start) as wrapped:
@@ -172,7 +172,7 @@ def steps() -> Iterator[Growth]:
         ("examples", 1, "each is read once"),
         ("tokens", 1, READ),
     ):
-        yield grown("tuning step", size, make(size), expected, why)
+        yield grown("tuning, four steps", size, make(size), expected, why)
 
 
 def blocks() -> Iterator[Growth]:
