@@ -26,6 +26,7 @@ from paraknow.files import replacing_folder
 from paraknow.methods.base import Align, Start
 from paraknow.models import Loaded, release
 from paraknow.progress import Progress, silent
+from paraknow.twins import join
 
 MOVING, FROZEN = "moving", "frozen"
 WAIT = 0.3  # seconds between two looks at the fresh process
@@ -106,6 +107,7 @@ def attached(student: Loaded, start: Start) -> Iterator[Any]:
             if FROZEN in twins:
                 _fill(layer, FROZEN, -b, a)
         wrapped.base_model.set_adapter(twins)
+        join(wrapped, twins)
         for name, parameter in wrapped.named_parameters():
             parameter.requires_grad_(f".{MOVING}" in name)
         yield wrapped.eval()

@@ -8,7 +8,8 @@ times the best smoothed loss and above the first loss by a tenth of a nat, for f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,16 +142,33 @@ def steps_of(examples: int, settings: Tune) -> int:
     return settings.epochs * math.ceil(examples / settings.batch_size)
 
 
+def answers(labels: torch.Tensor) -> torch.Tensor:
+    """The answer tokens (tokens,) of labels (n, t), row by row."""
+    return labels[:, 1:][labels[:, 1:] != -100]
+
+
 def cross_entropy(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """−Σ log p(token) over answer tokens, in nats; ids, mask, labels (n, t), logits (n, t, V) of one micro-batch."""
-    shifted = logits[:, :-1].float().flatten(0, 1)
-    return torch.nn.functional.cross_entropy(shifted, labels[:, 1:].flatten(), reduction="sum")
+    """−Σ log p(token) over answer tokens, in nats; ids, mask, labels (n, t) of one micro-batch, logits (tokens, V) of
+    what predicts its answer tokens."""
+    tokens = answers(labels).to(logits.device)
+    return torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
 
 
-def answer_logits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What predicts the answer tokens: logits (tokens, V) in float32 out of (n, t, V), and those tokens (tokens,)."""
-    wanted = labels[:, 1:] != -100
-    return logits[:, :-1][wanted].float(), labels[:, 1:][wanted]
+@contextmanager
+def answers_alone(model: Any, labels: torch.Tensor) -> Iterator[None]:
+    """While it lasts, only what predicts an answer token of `labels` (n, t) goes through the model's head: its logits
+    are (1, tokens, V), in the order of `answers`. They are the widest activations, and most tokens are no answer."""
+    row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+
+    def choose(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        states, *more = given
+        return (states[row.to(states.device), column.to(states.device)][None], *more)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def fine_tune(
@@ -167,6 +185,7 @@ def fine_tune(
     methods of a run see the same data in the same order.
 
     objective(ids, mask, labels, logits): the loss summed over a micro-batch's answer tokens; see `cross_entropy`.
+    labels lie in host memory, so that choosing by them waits for no device.
 
     With a `savepoint`, a tuning that was broken off goes on where it stood: on a CPU it ends with the very bits of one
     that was not. It is written from time to time, where progress raises Cancelled, and at the end where it was
@@ -248,8 +267,10 @@ def _backward(
     tokens = sum(len(item.ids) - item.answer_start for item in batch)
     total = torch.zeros((), device=device)
     for first in range(0, len(batch), micro):
-        ids, mask, labels = (torch.tensor(x, device=device) for x in padded(batch[first : first + micro], pad))
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        ids, mask, labels = (torch.tensor(x) for x in padded(batch[first : first + micro], pad))
+        ids, mask = ids.to(device), mask.to(device)
+        with answers_alone(model, labels):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
         loss = objective(ids, mask, labels, logits) / tokens
         loss.backward()
         total += loss.detach()

@@ -57,9 +57,9 @@ def test_an_objective_takes_the_place_of_the_loss(tiny_pair, items):
     plain = losses(student, items, settings)
 
     def literal(ids, mask, labels, logits):
-        assert ids.shape == mask.shape == labels.shape == logits.shape[:2]
-        found, tokens = tune.answer_logits(logits, labels)
-        return -found.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()
+        tokens = tune.answers(labels)
+        assert ids.shape == mask.shape == labels.shape and logits.shape[:1] == tokens.shape
+        return -logits.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()
 
     def run(objective):
         with inject.attached(student, random_start(student)) as wrapped:
@@ -67,6 +67,22 @@ def test_an_objective_takes_the_place_of_the_loss(tiny_pair, items):
 
     assert run(literal).losses == pytest.approx(plain.losses, rel=1e-4)
     assert run(lambda *given: 3 * literal(*given)).losses[0] == pytest.approx(3 * plain.losses[0], rel=1e-4)
+
+
+def test_only_what_predicts_an_answer_goes_through_the_head(tiny_pair, items):
+    _, student = tiny_pair
+    ids, mask, labels = (torch.tensor(x) for x in data.padded(items[:5]))
+    head, seen = student.model.get_output_embeddings(), []
+    with torch.no_grad():
+        whole = student.model(input_ids=ids, attention_mask=mask).logits[:, :-1][labels[:, 1:] != -100]
+        watch = head.register_forward_hook(lambda _, given, made: seen.append(given[0].shape[:2]))
+        with tune.answers_alone(student.model, labels):
+            found = student.model(input_ids=ids, attention_mask=mask).logits[0]
+        watch.remove()
+        assert student.model(input_ids=ids).logits.shape[:2] == ids.shape  # and afterwards all of it again
+    assert seen == [(1, len(whole))] and len(whole) == sum(len(i.ids) - i.answer_start for i in items[:5])
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    assert torch.equal(tune.answers(labels), torch.tensor([t for i in items[:5] for t in i.ids[i.answer_start :]]))
 
 
 def tuned_with(student, items, monkeypatch, script, epochs):

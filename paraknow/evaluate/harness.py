@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.resources import files
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import yaml
@@ -25,6 +26,10 @@ from paraknow.models import Loaded
 from paraknow.progress import Progress, silent
 
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would start a process pool for its own stderr
+
+ENCODED = 2**17  # texts
+# A prompt is encoded once, not for each of its candidates and each of a run's models.
+_encoded: WeakKeyDictionary[Any, dict[tuple[str, Any], list[int]]] = WeakKeyDictionary()
 
 COLUMNS = (
     "task group doc_id doc_hash model seed prompt target answer correct logprob answer_tokens "
@@ -142,6 +147,7 @@ def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, pro
 
     scored = model if model is not None else loaded.model
     window = getattr(loaded.model.config, "sliding_window", None)  # beyond it, places in a padded cache would count
+    known = _encoded.setdefault(loaded.tokenizer, {})
     shortest = min(loaded.architecture.context, window or loaded.architecture.context)
 
     class Reporting(HFLM):
@@ -160,6 +166,16 @@ def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, pro
                 answers = super()._loglikelihood_tokens([requests[k] for k in rest], *args, **kwargs)
                 found.update(zip(rest, answers, strict=True))
             return [found[k] for k in range(len(requests))]
+
+        def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+            if args or kwargs:
+                return super().tok_encode(string, *args, **kwargs)
+            key = (string, self.add_bos_token)
+            if (found := known.get(key)) is None:
+                if len(known) >= ENCODED:
+                    known.clear()
+                found = known[key] = super().tok_encode(string)
+            return list(found)
 
         def _scored(self, count: int) -> None:
             self.done = min(total, self.done + count)

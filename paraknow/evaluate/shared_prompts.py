@@ -1,20 +1,24 @@
 """Candidates of one prompt share its forward pass: read once, its keys and values serve every candidate.
 
 lm-eval reads a prompt again for each of its candidates, unless all of them are one token long. Here the prompts of a
-batch are one pass with a cache, and all their candidates a second one that continues from it. The numbers are the
-same up to rounding (tests/evaluate/test_shared_prompts.py; tests/evaluate/test_lm_eval.py against lm-eval itself).
+batch are one pass with a cache, and their candidates continue from it: in one pass, or in a few of about one length
+each, where otherwise the longest would fill up all others. The numbers are the same up to rounding
+(tests/evaluate/test_shared_prompts.py; tests/evaluate/test_lm_eval.py against lm-eval itself).
 
 Notation: p prompts of at most T tokens, c continuations of at most L tokens, V words.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 Request = tuple[Any, list[int], list[int]]  # what lm-eval calls it, prompt tokens, continuation tokens
+# Blanks that a further pass must save to be worth it: on a GPU a pass of few tokens takes as long as one of many.
+LEAST, LEAST_ON_CPU = 8192, 128
 Score = tuple[float, bool]  # summed log-probability in nats; whether it is the greedy continuation
 
 
@@ -91,6 +95,20 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.
     return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device), lengths
 
 
+def pieces(sizes: Sequence[int], least: int) -> list[list[int]]:
+    """Places of the sizes in pieces of about one size, largest first; those of size 0 are left out.
+
+    A piece ends where what is left would be filled up with at least `least` blanks to be as long as its longest.
+    """
+    order = sorted((k for k, size in enumerate(sizes) if size), key=lambda k: -sizes[k])
+    found: list[list[int]] = []
+    for done, k in enumerate(order):
+        if not found or (sizes[found[-1][0]] - sizes[k]) * (len(order) - done) >= least:
+            found.append([])
+        found[-1].append(k)
+    return found
+
+
 def _batch(
     model: Any, prompts: Sequence[Sequence[int]], conts: Sequence[Sequence[int]], owner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,25 +118,43 @@ def _batch(
     reads = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
     first = model(input_ids=ids, attention_mask=reads.long(), use_cache=True)
     rows = torch.arange(len(prompts), device=ids.device)
-    opening = first.logits[rows, lengths - 1].float().log_softmax(-1)[owner]  # (c, V): each one's first token
-    targets, sizes = _padded(conts, model.device)  # (c, L)
-    scores = opening.gather(1, targets[:, :1])
-    best = opening.argmax(-1, keepdim=True)
-    if targets.shape[1] > 1:
-        cache = first.past_key_values
-        cache.batch_select_indices(owner)
-        inputs = targets[:, :-1]
-        steps = torch.arange(inputs.shape[1], device=ids.device)[None]
-        mask = torch.cat([reads[owner], steps < sizes[:, None] - 1], 1)
-        rest = model(
-            input_ids=inputs,
-            attention_mask=mask.long(),
-            position_ids=lengths[owner][:, None] + steps,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logs = rest.logits.float().log_softmax(-1)  # (c, L − 1, V)
-        scores = torch.cat([scores, logs.gather(2, targets[:, 1:, None])[..., 0]], 1)
-        best = torch.cat([best, logs.argmax(-1)], 1)
-    counted = torch.arange(targets.shape[1], device=ids.device)[None] < sizes[:, None]
-    return (scores * counted).sum(1), ((best == targets) | ~counted).all(1)
+    opening = first.logits[rows, lengths - 1].float().log_softmax(-1)  # (p, V)
+    begins = torch.tensor([c[0] for c in conts], device=ids.device)
+    sums = opening[owner, begins]
+    greedy = opening.argmax(-1)[owner] == begins
+    parts = pieces([len(c) - 1 for c in conts], LEAST_ON_CPU if ids.device.type == "cpu" else LEAST)
+    for number, part in enumerate(parts):
+        places = torch.tensor(part, device=ids.device)
+        last = number == len(parts) - 1
+        cache = first.past_key_values if last else copy.deepcopy(first.past_key_values)
+        found = _continued(model, cache, reads, lengths, [conts[k] for k in part], owner[places])
+        sums[places] += found[0]
+        greedy[places] &= found[1]
+    return sums, greedy
+
+
+def _continued(
+    model: Any,
+    cache: Any,
+    reads: torch.Tensor,
+    lengths: torch.Tensor,
+    conts: Sequence[Sequence[int]],
+    owner: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `_batch` returns, of the continuations' tokens after their first; the cache is used up."""
+    targets, sizes = _padded(conts, owner.device)  # (c, L)
+    cache.batch_select_indices(owner)
+    inputs = targets[:, :-1]
+    steps = torch.arange(inputs.shape[1], device=owner.device)[None]
+    counted = steps < sizes[:, None] - 1
+    mask = torch.cat([reads[owner], counted], 1)
+    rest = model(
+        input_ids=inputs,
+        attention_mask=mask.long(),
+        position_ids=lengths[owner][:, None] + steps,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logs = rest.logits.float().log_softmax(-1)  # (c, L − 1, V)
+    scores = logs.gather(2, targets[:, 1:, None])[..., 0]
+    return (scores * counted).sum(1), ((logs.argmax(-1) == targets[:, 1:]) | ~counted).all(1)

@@ -104,19 +104,20 @@ def teach(align: Align, sure: Sure | None = None) -> Start:
         def objective(
             ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
         ) -> torch.Tensor:
-            found, tokens = tune.answer_logits(logits, labels)
+            tokens = tune.answers(labels).to(logits.device)
             # with the adapter off, for the teacher may be the student itself (the control `self`)
             with torch.no_grad(), wrapped.disable_adapter():
                 place = align.teacher.device
-                given = teacher(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False).logits
-                target = tune.answer_logits(given.to(labels.device), labels)[0]
+                with tune.answers_alone(teacher, labels):
+                    given = teacher(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False).logits[0]
+                target = given.to(logits.device).float()
                 if sure is not None:
-                    own = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                    before = tune.answer_logits(own, labels)[0]
+                    with tune.answers_alone(wrapped, labels):
+                        before = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
                     taught = sure(target, before, tokens)
                     target = torch.where(taught[:, None], target, before)
                     counts.add_(torch.stack([taught.sum(), torch.ones_like(taught).sum()]))
-            return soft_loss(target, found, tokens, settings.temperature, settings.mix)
+            return soft_loss(target, logits.float(), tokens, settings.temperature, settings.mix)
 
         pad = student.tokenizer.pad_token_id or 0
         if align.savepoint:

@@ -117,6 +117,9 @@ def fit(align: Align, made: Start, of: str) -> Start:
         def forward(self, **given: Any) -> Any:
             return self.student(**given)
 
+        def get_output_embeddings(self) -> Any:
+            return self.student.get_output_embeddings()
+
     with scaled(student, made.factors, scales):
         tuned = tune.fine_tune(
             Scaled(),

@@ -38,14 +38,14 @@ def start(align: Align) -> Start:
 
     def prepare(model: Any, config: Any) -> None:
         def gradients() -> None:
-            from paraknow.tune import cross_entropy
+            from paraknow.tune import answers_alone, cross_entropy
 
             model.eval()  # peft switches to training mode, where dropout would draw
             for number, batch in enumerate(batches):
                 given = inputs(batch, align)
-                loss = cross_entropy(
-                    given["input_ids"], given["attention_mask"], given["labels"], forward(model, given)
-                )
+                with answers_alone(model, given["labels"]):
+                    logits = forward(model, given)[0]
+                loss = cross_entropy(given["input_ids"], given["attention_mask"], given["labels"], logits)
                 # peft divides the sum over backward passes by their number: what remains is the gradient of ℓ
                 (loss * len(batches) / tokens).backward()
                 align.progress(number + 1, len(batches), "LoRA-GA: gradients")

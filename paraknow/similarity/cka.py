@@ -63,6 +63,17 @@ def u_centred(features: Sequence[torch.Tensor]) -> torch.Tensor:
     return grams
 
 
+def permuted(grams: torch.Tensor, order: np.ndarray) -> torch.Tensor:
+    """Rows and columns of every matrix of grams (layers, n, n) in that order (n,).
+
+    numpy copies them in half the time that torch takes for it on a CPU.
+    """
+    if grams.device.type == "cpu":
+        return torch.from_numpy(grams.numpy().take(order, axis=1).take(order, axis=2))
+    places = torch.from_numpy(order).to(grams.device)
+    return grams[:, places][:, :, places]
+
+
 class Stream:
     """CKA of one kind of output: all teacher layers against all student layers, batch by batch.
 
@@ -137,8 +148,7 @@ class Stream:
         n, flat = len(offsets), k.flatten(1)
         free = [self._shuffle.permutation(n) for _ in self._permuted]
         placed = [self._neighbours(offsets) for _ in self._placed]
-        orders = torch.from_numpy(np.stack([*free, *placed])).to(m.device)
-        sums = torch.stack([flat @ m[:, order][:, :, order].flatten(1).T for order in orders])
+        sums = torch.stack([flat @ permuted(m, order).flatten(1).T for order in (*free, *placed)])
         sums = sums.cpu().double() / (n - 3)
         self._permuted += sums[: len(free)]
         self._placed += sums[len(free) :]

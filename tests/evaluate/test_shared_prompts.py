@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,12 +28,13 @@ def literal(model, prompt: list[int], cont: list[int]) -> tuple[float, bool]:
 
 
 @settings(max_examples=8, deadline=None)
-@given(asked=ASKED, size=st.integers(1, 12))
-def test_every_score_is_the_one_of_its_whole_sequence(model, asked, size):
+@given(asked=ASKED, size=st.integers(1, 12), least=st.sampled_from([1, 8, 10**6]))
+def test_every_score_is_the_one_of_its_whole_sequence(model, asked, size, least):
     requests = [(None, prompt, cont) for prompt, conts in asked for cont in conts]
     groups = shared_prompts.shared(requests, 256)
     told: list[int] = []
-    found = shared_prompts.score(model, requests, groups, size, told.append)
+    with patch.object(shared_prompts, "LEAST_ON_CPU", least):
+        found = shared_prompts.score(model, requests, groups, size, told.append)
     assert sorted(found) == sorted(k for group in groups for k in group) and sum(told) == len(found)
     for place, (value, greedy) in found.items():
         expected, exact = literal(model, *requests[place][1:])
@@ -64,3 +67,14 @@ def test_batches_hold_every_request_once_and_keep_to_their_size(counts, size):
     made = list(shared_prompts.batches(groups, size))
     assert all(sum(map(len, batch)) <= size for batch in made)
     assert [k for batch in made for group in batch for k in group] == list(range(ends[-1]))
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=20), least=st.integers(1, 60))
+def test_pieces_hold_every_size_above_0_once_and_are_worth_their_pass(sizes, least):
+    made = shared_prompts.pieces(sizes, least)
+    assert sorted(k for piece in made for k in piece) == [k for k, size in enumerate(sizes) if size]
+    lengths = [[sizes[k] for k in piece] for piece in made]
+    assert [n for piece in lengths for n in piece] == sorted((s for s in sizes if s), reverse=True)
+    for number, piece in enumerate(lengths[1:], start=1):
+        saved = (lengths[number - 1][0] - piece[0]) * sum(map(len, lengths[number:]))
+        assert saved >= least

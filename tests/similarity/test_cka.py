@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraknow.errors import InputError, RunError
-from paraknow.similarity.cka import Stream
+from paraknow.similarity.cka import Stream, permuted
 from tests.reference import cka_literal
 
 SEED = st.integers(0, 10**6)
@@ -262,3 +262,9 @@ def test_few_rows_have_an_interval_or_none_but_never_a_narrow_one():
             shown += 1
             assert lo < value < hi
     assert shown >= 10
+
+
+def test_rows_and_columns_are_permuted_alike():
+    draw = np.random.default_rng(0)
+    grams, order = torch.randn(3, 7, 7), draw.permutation(7)
+    assert torch.equal(permuted(grams, order), grams[:, order][:, :, order])
