@@ -67,12 +67,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest sequence that locating, comparing, tuning and evaluating read."""
+    """Tokens of the longest sequence that locating, comparing, tuning and evaluating read, and of the longest answer
+    that tuning learns."""
 
     locate: int
     similarity: int
     tune: int
     evaluate: int
+    answer: int
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,10 @@ class Case:
     def lengths(self, config: RunConfig) -> Lengths:
         """Tokens of the longest sequences under these settings."""
 
-        def longest(names: Iterable[str], splits: Sequence[str], limit: int) -> int:
+        def longest(names: Iterable[str], splits: Sequence[str], limit: int, answers: bool = False) -> int:
             return max(
                 (
-                    min(limit, model.architecture.context, self._tokens(name, split, model) or limit)
+                    min(limit, model.architecture.context, self._tokens(name, split, model, answers) or limit)
                     for model in self.pair
                     for name in names
                     for split in splits
@@ -196,15 +198,18 @@ class Case:
             longest(config.task, (config.similarity.split, "align"), config.similarity.max_length),
             longest(config.task, ("train", "align"), config.tune.max_length),
             max(asked, min(assumed, context)) if self.asked else asked,
+            longest(config.task, ("train", "align"), config.tune.max_length, answers=True),
         )
 
-    def _tokens(self, name: str, split: str, model: Checkpoint) -> int | None:
-        """Tokens of the longest example of a split; None where the task's data are elsewhere."""
+    def _tokens(self, name: str, split: str, model: Checkpoint, answers: bool = False) -> int | None:
+        """Tokens of the longest example of a split, or of its longest answer; None where the task's data are
+        elsewhere."""
         if name not in self.tasks:
             return None
-        key = (name, split, model.folder)
+        key = (name, split, model.folder, answers)
         if key not in self._counted:
-            texts = sorted((text_of(e) for e in self.tasks[name].split(split)), key=len)[-LONGEST:]
+            every = self.tasks[name].split(split)
+            texts = sorted((e.answer if answers else text_of(e) for e in every), key=len)[-LONGEST:]
             file = model.folder / "tokenizer.json"
             count = counter(file, file.stat().st_mtime_ns if file.is_file() else 0)
             frame = TEMPLATE[any(model.folder.glob("chat_template.*"))]
@@ -326,9 +331,12 @@ def _step_of_tuning(case: Case, config: RunConfig, lengths: Lengths) -> Parts:
     trained = sum(rank * sum(a.shape(m)) * (1 if m in EMBEDDING else a.layers) for m in config.locate.selected())
     known = [case.tasks[name] for name in config.task if name in case.tasks]
     there = sum(len(task.train) for task in known) if len(known) == len(config.task) else config.tune.batch_size
-    rows = min(config.tune.micro_batch, config.tune.batch_size, max(1, there)) * lengths.tune
-    # at the loss: all layers and the final norm, logits, their softmax, its gradient and what that becomes
-    activations = a.layers * _tuned_layer(a, width, rows) + 2 * 4 * rows * a.hidden + 4 * 4 * rows * a.vocabulary
+    batch = min(config.tune.micro_batch, config.tune.batch_size, max(1, there))
+    rows, answers = batch * lengths.tune, batch * lengths.answer
+    # of all layers and the final norm; then, at the loss, logits of answers alone, their softmax, its gradient and what
+    # that becomes, or after it what the last layer works with
+    activations = a.layers * _tuned_layer(a, width, rows) + 2 * 4 * rows * a.hidden
+    activations += max(4 * 4 * answers * a.vocabulary, _step(a, width, rows))
     # both twins, the gradient, two moments, the best state so far, and what a step of AdamW works with
     return Parts(optimizer=4 * 7 * trained, activations=activations)
 
