@@ -65,7 +65,7 @@ def join(model: Any, adapters: Sequence[str]) -> None:
 
     for layer in model.modules():
         if type(layer) is Linear and layer.active_adapters == list(adapters) and _plain(layer, adapters):
-            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+            vars(layer)["forward"] = MethodType(_forward, layer)
 
 
 def _plain(layer: Any, adapters: Sequence[str]) -> bool:
