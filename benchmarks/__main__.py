@@ -1,7 +1,8 @@
 """`python -m benchmarks [PART …] [--json]`, or `make bench`: what is measured of speed and memory, part by part.
 
-Every part is a module beside this one with a command of its own, `python -m benchmarks.PART [--json]`, that writes its
-part of docs/performance.md. Each runs in a process of its own, so that none inherits another's memory or threads.
+Every part is a module beside this one with a command of its own, `python -m benchmarks.PART [--write] [--json]`; here
+all write what they measured into docs/performance.md (`scale`: docs/scale.md). Each runs in a process of its own, so
+that none inherits another's memory or threads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from paraknow.screen import emit, table
@@ -25,7 +25,7 @@ WORDS = {0: "done", 1: "a limit was not held", NOTHING_TO_MEASURE: "nothing to m
 
 def run(part: str, as_json: bool) -> tuple[int, dict[str, Any] | None]:
     """One part's exit code and, where it was asked for, the object that it printed; None where it printed none."""
-    command = [sys.executable, "-m", f"benchmarks.{part}", *["--json"] * as_json]
+    command = [sys.executable, "-m", f"benchmarks.{part}", "--write", *["--json"] * as_json]
     # as the worker sets it: threads that wait by spinning would count as work
     environment = {"GOMP_SPINCOUNT": "1000", **os.environ}
     done = subprocess.run(command, stdout=subprocess.PIPE if as_json else None, text=True, env=environment)
@@ -39,15 +39,14 @@ def run(part: str, as_json: bool) -> tuple[int, dict[str, Any] | None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: parts done or nothing to measure; 1: one failed or a limit was not held; 2: no such part; 130: cancelled."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    there = [part for part in PARTS if find_spec(f"benchmarks.{part}")]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(there)}; all by default")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all that the parts print")
     arguments = parser.parse_args(argv)
-    if unknown := [part for part in arguments.parts if part not in there]:
-        print(f"benchmarks: there is no part {unknown[0]!r}; the parts are {', '.join(there)}.", file=sys.stderr)
+    if unknown := [part for part in arguments.parts if part not in PARTS]:
+        print(f"benchmarks: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}.", file=sys.stderr)
         return 2
     rows, printed = [], {}
-    for part in dict.fromkeys(arguments.parts or there):
+    for part in dict.fromkeys(arguments.parts or PARTS):
         print(f"benchmarks: {part}", file=sys.stderr, flush=True)
         began = time.perf_counter()
         try:

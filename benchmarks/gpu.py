@@ -8,7 +8,6 @@ on pairs of the same proportions, thousands of times smaller, and no limit is ju
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 import time
@@ -165,12 +164,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all checks and limits held; 1: not so; 2: an unknown name."""
     began = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = written.options(__doc__, "gpu")
     parser.add_argument("--quick", action="store_true", help="tiny shapes on a GPU too")
     parser.add_argument("--only", nargs="+", default=NAMES, metavar="NAME", help=f"of: {'; '.join(NAMES)}")
     parser.add_argument("--limit-seconds", type=float, default=540.0, help="after which nothing more is begun")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.only) - set(NAMES):
         print(
@@ -200,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.gpu: {name} does not give what the CPU gives: {'; '.join(wrong)}.", file=sys.stderr)
         return 1
     if arguments.write:
-        command = "python -m benchmarks.gpu --write" + " --quick" * arguments.quick
-        written.put("gpu", "On a GPU, at true sizes", command, _body(name, found))
+        written.put("gpu", "On a GPU, at true sizes", _body(name, found))
     judged = [] if tiny else [*found["sizes"], *found["ratios"]]
     return 0 if all(row["held"] for row in judged) else 1
 

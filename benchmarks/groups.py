@@ -6,7 +6,6 @@ of rounds in which every way has its turn, beside what counting operations says 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -18,7 +17,7 @@ import torch
 
 from benchmarks.measure import peak_bytes
 from benchmarks.models import llama, seeds
-from benchmarks.written import markdown, put
+from benchmarks.written import markdown, options, put
 from paraknow import config as configs
 from paraknow import methods, passes
 from paraknow.checkpoints import Checkpoint
@@ -27,7 +26,7 @@ from paraknow.data import Encoded
 from paraknow.locate.sensitivity import Passes, groups_of
 from paraknow.memory import Case
 from paraknow.models import Loaded
-from paraknow.screen import table
+from paraknow.screen import emit, table
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 4096}
@@ -116,18 +115,19 @@ def measured() -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.groups", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    arguments = parser.parse_args(argv)
+    arguments = options(__doc__, "groups").parse_args(argv)
     rows = measured()
-    table(rows, "Sensitivity in groups of layers")
+    if arguments.json:
+        emit({"groups": rows})
+    else:
+        table(rows, "Sensitivity in groups of layers")
     if arguments.write:
         text = (
             f"A random Llama ({', '.join(f'{k} {v}' for k, v in SIZES.items())}) in float32, {SEEDS} seeds of {LENGTH} "
             "tokens. Peak: tensors beside the weights; sums on disk are not memory. Operations are those that the dry "
             f"run counts; times are the processor's, medians of {ROUNDS} rounds.\n\n"
         )
-        put("groups", "Sensitivity in less memory", "python -m benchmarks.groups --write", text + markdown(rows))
+        put("groups", "Sensitivity in less memory", text + markdown(rows))
     return 0
 
 

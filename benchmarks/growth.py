@@ -8,7 +8,6 @@ grow weighs in, so that an exponent may be smaller than expected.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -227,9 +226,8 @@ COSTS: dict[str, Callable[[], Iterator[Growth]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(COSTS)}; all by default, which docs/ then shows")
-    parser.add_argument("--json", action="store_true")
+    parser = written.options(__doc__, "growth")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(COSTS)}; all by default")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - set(COSTS):
         print(f"benchmarks.growth: no such cost: {', '.join(sorted(unknown))}.", file=sys.stderr)
@@ -249,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         emit({"growth": [{**vars(g), "held": g.held} for g in found]})
     else:
         table(rows, "Growth")
-    if not arguments.names and not arguments.json:
-        written.put("growth", "How cost grows", "python -m benchmarks.growth", ABOUT + written.markdown(rows))
+    if arguments.write and not arguments.names:
+        written.put("growth", "How cost grows", ABOUT + written.markdown(rows))
     return 0 if all(growth.held for growth in found) else 1
 
 

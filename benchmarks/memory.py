@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.written import markdown, put
+from benchmarks.written import markdown, options, put
 from paraknow import config as configs
 from paraknow import resources
 from paraknow.config import RunConfig
@@ -208,12 +208,10 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser = options(__doc__, "memory")
     parser.add_argument("--pair", choices=sorted(PAIRS), action="append", help="both by default")
     parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="a change of the config, as in run")
     parser.add_argument("--variant", choices=VARIANTS, action="append", help="these changes too, after the plain run")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -227,8 +225,7 @@ def main(argv: list[str] | None = None) -> int:
                 changes = configs.overridden({}, [*VARIANTS.get(variant, ()), *(arguments.set or ())])
                 made += [{"pair": name, "settings": variant, **row} for row in rows(name, changes, Path(scratch))]
     if arguments.write:
-        said = "python -m benchmarks.memory " + " ".join(argv if argv is not None else sys.argv[1:])
-        put("memory", "Memory of the stages, over the estimate", said, f"{ABOUT}\n\n{markdown(made)}")
+        put("memory", "Memory of the stages, over the estimate", f"{ABOUT}\n\n{markdown(made)}")
     if arguments.json:
         emit({"memory": made})
     else:

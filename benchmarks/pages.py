@@ -7,7 +7,6 @@ and figures that no other page needs are made then. The others are made by new v
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -20,8 +19,10 @@ from typing import Any
 
 import psutil
 
+from benchmarks import written
 from benchmarks.browsing import CHROMIUM, TITLES, Visit, browser, served
 from paraknow.runs import store
+from paraknow.screen import emit
 
 FIRST, SWITCH = 5.0, 1.0  # seconds
 MESSAGES = 2.5e6  # bytes a page
@@ -138,24 +139,24 @@ def claims(measured: Measured) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write the part "pages" of docs/performance.md. Returns 1 where a limit was not held."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
+    """0: all limits held; 1: one was not; 3: there is no Chromium."""
+    parser = written.options(__doc__, "pages")
     parser.add_argument("--rounds", type=int, default=6, help="visits of every page; the themes take turns")
-    parser.add_argument("--print-only", action="store_true", help="leave docs/performance.md as it is")
     given = parser.parse_args(argv)
     if CHROMIUM is None:
         print("benchmarks.pages: no Chromium was found; install one, or name it in $CHROMIUM.", file=sys.stderr)
-        return 2
+        return 3
     measured = measure(max(1, given.rounds))
-
-    from benchmarks import written  # brings torch, which would compete with the server while it is measured
 
     held, pages = claims(measured), rows(measured)
     load = f"Load (1 minute) on {os.cpu_count()} cores at the end: {os.getloadavg()[0]:.1f}."
     body = f"{(__doc__ or '').split(chr(10), 2)[2]}\n{load}\n\n{written.markdown(held)}\n\n{written.markdown(pages)}"
-    print(body)
-    if not given.print_only:
-        written.put("pages", "Pages in the browser", "python -m benchmarks.pages", body)
+    if given.write:
+        written.put("pages", "Pages in the browser", body)
+    if given.json:
+        emit({"claims": held, "pages": pages})
+    else:
+        print(body)
     return 0 if all(row["held"] == "yes" for row in held) else 1
 
 

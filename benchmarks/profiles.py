@@ -9,7 +9,6 @@ would not fit in memory, and would slow it down.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -141,10 +140,9 @@ def profiled(wanted: Any, only: Sequence[str], scratch: Path) -> Iterator[dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
-    parser.add_argument("--stage", choices=STAGE_NAMES, action="append", help="all by default; docs keep only all")
+    parser = written.options(__doc__, "profiles")
+    parser.add_argument("--stage", choices=STAGE_NAMES, action="append", help="all by default")
     parser.add_argument("--pair", choices=sorted(PAIRS), default="demo")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     only = arguments.stage or STAGE_NAMES
     with TemporaryDirectory() as folder:
@@ -170,9 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     else:
         table([{"seconds": f"{a['seconds']:.1f}", **b} for a, b in zip(found, shown, strict=True)], "Profiles")
-    if arguments.pair == "demo" and not arguments.stage and not arguments.json:
+    if arguments.write and arguments.pair == "demo" and not arguments.stage:
         body = ABOUT + written.markdown(shown) + REMOVED + written.markdown(wastes.shown(wastes.ratios()))
-        written.put("profiles", "Where the time goes", "python -m benchmarks.profiles", body)
+        written.put("profiles", "Where the time goes", body)
     return 0
 
 

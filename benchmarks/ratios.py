@@ -5,7 +5,6 @@ All of them together write the part "ratios" of docs/performance.md; single ones
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 import sys
@@ -104,9 +103,8 @@ def measure(names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all limits held; 1: one did not; 2: no such benchmark; 4: both sides' results differ; 130: cancelled."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ratios", description=__doc__)
+    parser = written.options(__doc__, "ratios")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
         print(f"benchmarks.ratios: no such ratio: {unknown[0]}; there are {', '.join(BENCHMARKS)}.", file=sys.stderr)
@@ -119,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     rows = [{"benchmark": name, **row} for name, found in results.items() for row in found]
-    if not arguments.names:
-        written.put("ratios", TITLE, "make bench", markdown(results))
+    if arguments.write and not arguments.names:
+        written.put("ratios", TITLE, markdown(results))
     if arguments.json:
         emit({"ratios": rows})
     else:

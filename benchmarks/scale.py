@@ -8,7 +8,6 @@ bytes a second reached here (on a GPU where there is one); what every stage need
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from benchmarks import counted
 from benchmarks.measure import seconds
 from benchmarks.models import SMALL, llama
-from benchmarks.written import machine, markdown
+from benchmarks.written import machine, markdown, options
 from paraknow import config as configs
 from paraknow import files, methods, operations, passes, recipes
 from paraknow.architecture import from_config
@@ -293,10 +292,8 @@ PARTS: dict[str, Callable[[], tuple[str, Rows]]] = {  # of the page
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser = options(__doc__, "scale")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this table; all by default")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     began, made = time.perf_counter(), {}
     for part in arguments.part or PARTS:

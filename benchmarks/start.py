@@ -7,7 +7,6 @@ started once uncounted, so that its files are in the system's cache: that is wha
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -18,7 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import written
 from benchmarks.browsing import CHROMIUM, ROOT, Visit, browser, served
+from paraknow.screen import emit
 
 LIMITS = {  # seconds
     "import paraknow": 0.3,
@@ -88,21 +89,21 @@ def rows(told: dict[str, list[float]]) -> list[dict[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write the part "start" of docs/performance.md. Returns 1 where a limit was not held."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.start", description=__doc__)
+    """0: all limits held; 1: one was not."""
+    parser = written.options(__doc__, "start")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/performance.md as it is")
     given = parser.parse_args(argv)
     found = rows(measure(max(1, given.rounds)))
-
-    from benchmarks import written  # brings torch, which nothing here is to wait for
 
     load = f"Medians of {max(1, given.rounds)}. Load (1 minute) on {os.cpu_count()} cores: {os.getloadavg()[0]:.1f}."
     without = "" if CHROMIUM else "\n\nNo Chromium was found: the page server was not measured."
     body = f"{(__doc__ or '').split(chr(10), 2)[2]}\n{load}\n\n{written.markdown(found)}{without}"
-    print(body)
-    if not given.print_only:
-        written.put("start", "Start-up", "python -m benchmarks.start", body)
+    if given.write:
+        written.put("start", "Start-up", body)
+    if given.json:
+        emit({"start": found})
+    else:
+        print(body)
     return 0 if all(row["held"] != "no" for row in found) else 1
 
 
