@@ -20,7 +20,11 @@ from paraknow.screen import emit, table
 
 PARTS = ("ratios", "growth", "profiles", "pages", "start", "memory", "groups", "scale", "gpu")
 NOTHING_TO_MEASURE = 3  # a part's exit code where the machine lacks what it measures
-WORDS = {0: "done", 1: "a limit was not held", NOTHING_TO_MEASURE: "nothing to measure on this machine"}
+WORDS = {
+    0: "done",
+    1: "a limit was not held, or it broke off",
+    NOTHING_TO_MEASURE: "nothing to measure on this machine",
+}
 
 
 def run(part: str, as_json: bool) -> tuple[int, dict[str, Any] | None]:

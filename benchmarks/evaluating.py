@@ -38,11 +38,15 @@ def evaluation_cost(device: torch.device) -> list[Ratio]:
         tasks = [harness.make_task(key, kind, docs) for key, (kind, docs) in jobs.items()]
         simple_evaluate(model=model, tasks=tasks, log_samples=True)
 
+    def ours() -> None:
+        harness.forget()  # texts that were encoded before: a model's first evaluation is what is measured
+        harness.evaluate(loaded, suites, BATCH)
+
     made = [
         slow_down(
             "evaluation of the demo suites",
             "lm-eval's simple_evaluate",
-            lambda: harness.evaluate(loaded, suites, BATCH),
+            ours,
             theirs,
             1.3,
             3,

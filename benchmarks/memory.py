@@ -26,6 +26,7 @@ from benchmarks.written import markdown, options, put
 from paraknow import config as configs
 from paraknow import resources
 from paraknow.config import RunConfig
+from paraknow.errors import RunError
 from paraknow.screen import emit, table
 
 EVERY = 0.002  # seconds between two looks
@@ -190,7 +191,7 @@ def rows(name: str, changes: dict[str, Any], scratch: Path) -> Iterator[dict[str
         command = [sys.executable, "-m", "benchmarks.memory", "--stage", stage, "--run", str(run.folder)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(done.stderr)
+            raise RunError(f"{name}: {stage}: {done.stderr.strip().splitlines()[-1]}")
         found = json.loads(done.stdout.splitlines()[-1])
         measured, parts = found["libraries"] + found["beyond"], checked.parts[stage]
         shown = {k: round(v / 1e6) for k, v in parts.largest().items() if v > 1e6}
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
             with TemporaryDirectory() as scratch:
                 changes = configs.overridden({}, [*VARIANTS.get(variant, ()), *(arguments.set or ())])
                 made += [{"pair": name, "settings": variant, **row} for row in rows(name, changes, Path(scratch))]
-    if arguments.write:
+    if arguments.write and not (arguments.pair or arguments.set or arguments.variant):
         put("memory", "Memory of the stages, over the estimate", f"{ABOUT}\n\n{markdown(made)}")
     if arguments.json:
         emit({"memory": made})

@@ -14,6 +14,7 @@ from benchmarks.shapes import Work, task
 from paraknow import config, data, memory, methods
 from paraknow.config import Locate, Tune
 from paraknow.errors import ParaKnowError
+from paraknow.locate import needs
 from paraknow.locate.blocks import Block, factor
 from paraknow.locate.located import locate
 from paraknow.locate.neurons import attribute
@@ -230,7 +231,7 @@ def _for_cka(pair: Pair, work: Work) -> int:
 def _for_one_seed(pair: Pair, work: Work) -> int:
     """Weights, the widened readout and the factors it is made from, three chunks of neurons × vocabulary."""
     lens = max(2 * 4 * prod(loaded.architecture.shape("lm_head")) for loaded in pair)
-    return _weights(pair) + lens + 3 * 4 * memory.LENS["cuda"]
+    return _weights(pair) + lens + 3 * 4 * needs.LENS["cuda"]
 
 
 PARTS = (

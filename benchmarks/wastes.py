@@ -135,7 +135,7 @@ def evaluating(questions: int = 60) -> list[Ratio]:
 
     def before() -> None:
         with patch.object(shared_prompts, "LEAST_ON_CPU", 10**9), patch.object(harness, "ENCODED", 0):
-            harness._encoded.clear()
+            harness.forget()
             run("before")
 
     made = [ratio(f"evaluating {questions} questions", lambda: run("ours"), before)]

@@ -28,7 +28,7 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of every run; 1 for small models, else all cores.")
 ]
 DrySweep = Annotated[bool, typer.Option("--dry-run", help="Only print what it would cost; nothing is loaded.")]
-Gpus = Annotated[int, typer.Option(min=1, max=100_000, help="With --dry-run: so many runs side by side.")]
+Gpus = Annotated[int | None, typer.Option(min=1, max=100_000, help="With --dry-run: so many runs side by side.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 recipes_app = typer.Typer(help="The papers' settings, shipped as configs.", invoke_without_command=True)
 
@@ -51,7 +51,7 @@ def sweep(
     workers: Workers = None,
     threads: Threads = None,
     dry: DrySweep = False,
-    gpus: Gpus = 1,
+    gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """One config at several settings: every point a run, one table at the end. A second call goes on.
@@ -62,8 +62,12 @@ def sweep(
     from paraknow.runs import sweep as sweeps
 
     if dry:
-        _cost(source, gpus, as_json)
+        if out is not None or resume or ray_address or one_by_one or workers or threads:
+            raise InputError("--dry-run carries nothing out: of the other options it takes --gpus and --json alone.")
+        _cost(source, gpus or 1, as_json)
         return
+    if gpus is not None:
+        raise InputError("--gpus: how many runs side by side --dry-run counts with; a sweep takes --workers.")
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {str(out)!r}: the table is kept as .parquet or .csv.")
     with side_by_side(ray_address, one_by_one, workers) as (cluster, told):

@@ -20,7 +20,7 @@ from paraknow.methods.base import Candidate
 from paraknow.passes import NOTHING_READ, Work, follows, places
 
 EXACT_SIDE = 1024  # longest shorter side that locate.blocks takes apart exactly
-LOW_RANK, ROUNDS = 8, 6  # columns beyond the rank, and power iterations, of torch.svd_lowrank there
+ROUNDS = 12  # power iterations of torch.svd_lowrank there
 KINDS = (*MODULES, "residual")  # outputs that CKA compares
 RIDGES, FOLDS, HELD_OUT = 10, 4, 0.2  # of stitching
 
@@ -70,11 +70,11 @@ def spectrum(rows: int, columns: int) -> float:
 
 
 def factor(rows: int, columns: int, rank: int) -> float:
-    """The top-r factors of a matrix, and B·A once more for the residual: exact, or 2 + 2·ROUNDS products with r + 8
-    columns and a QR after each."""
+    """The top-r factors of a matrix, and B·A once more for the residual: exact, or 2 + 2·ROUNDS products with 2r + 8
+    columns and a QR after each (locate.blocks.factor)."""
     n, m = sorted((rows, columns))
-    wide, again = rank + LOW_RANK, 2.0 * n * m * rank
-    if n <= EXACT_SIDE:
+    wide, again = 2 * rank + 8, 2.0 * n * m * rank
+    if n <= max(EXACT_SIDE, 4 * wide):
         return svd(rows, columns) + again
     products = (2 + 2 * ROUNDS) * 2.0 * n * m * wide
     bases = (1 + 2 * ROUNDS) * 2.0 * (n + m) * wide**2  # about half of them (n, wide), half (m, wide)
@@ -105,7 +105,9 @@ def _located(work: Work) -> Iterator[Beside]:
     whole = work.teacher.parameters + work.student.parameters
     yield Beside("locate", "sensitivities summed", 3.0 * tasks * settings.seeds * whole)
     if settings.structure == "window":  # two running sums and three differences in float64, and their largest
-        entries = sum(n * math.prod(pair[0].shape(m)) for m, n in places(work.config, pair[1]))
+        # which layers feed the student is known once all have been read: till then a block is cut in each
+        where = pair[0] if settings.layers == "sensitivity" else pair[1]
+        entries = sum(n * math.prod(pair[0].shape(m)) for m, n in places(work.config, where))
         yield Beside("locate", "choice of blocks", 6.0 * entries)
 
 
@@ -207,10 +209,10 @@ def _olora(work: Work, settings: Any) -> float:
 
 
 def _laten(work: Work, settings: Any) -> float:
-    """Neurons of both models scored on the extract examples, one after another."""
+    """Neurons of both models, scored on all extract examples at once."""
     how = "first_order" if work.config.locate.neurons == "first_order" else "exact"
     pair = (work.teacher.architecture, work.student.architecture)
-    return settings.extract_examples * sum(neurons(a, 1, how) for a in pair)
+    return sum(neurons(a, settings.extract_examples, how) for a in pair)
 
 
 def _transport(work: Work, settings: Any) -> float:

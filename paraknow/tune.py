@@ -150,7 +150,7 @@ def answers(labels: torch.Tensor) -> torch.Tensor:
 def cross_entropy(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """−Σ log p(token) over answer tokens, in nats; ids, mask, labels (n, t) of one micro-batch, logits (tokens, V) of
     what predicts its answer tokens."""
-    tokens = answers(labels).to(logits.device)
+    tokens = answers(labels).to(logits.device, non_blocking=True)
     return torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
 
 
@@ -158,13 +158,16 @@ def cross_entropy(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, l
 def answers_alone(model: Any, labels: torch.Tensor) -> Iterator[None]:
     """While it lasts, only what predicts an answer token of `labels` (n, t) goes through the model's head: its logits
     are (1, tokens, V), in the order of `answers`. They are the widest activations, and most tokens are no answer."""
-    row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    head = model.get_output_embeddings()
+    places = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    # before the pass, and not waited for: on a GPU copies made in the hook would wait for all of the pass
+    row, column = (place.to(head.weight.device, non_blocking=True) for place in places)
 
     def choose(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         states, *more = given
-        return (states[row.to(states.device), column.to(states.device)][None], *more)
+        return (states[row, column][None], *more)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    handle = head.register_forward_pre_hook(choose)
     try:
         yield
     finally:

@@ -131,6 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reload_checks: fresh.Fork
         if not (root / "which").is_file():
             run = store.create(config.parse(QUICK), root)
             worker.execute(run)
+            assert run.status()["state"] == "done"
             (root / "which").write_text(run.id)
     return root / (root / "which").read_text()
 

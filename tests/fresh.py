@@ -2,7 +2,8 @@
 
 A server that has imported what the module needs, and has done nothing else, forks itself for every call: what is
 carried out there has none of the caller's own state, as in a process that is started anew. What a test starts is this
-file as a client: it hands its own output and errors over, waits, and ends with the code that the fork ended with. The
+file as a client: it hands its own output, errors, surroundings and folder over, waits, and ends with the code that the
+fork ended with; where it is killed, the fork ends too. The
 reload checks of all runs in the tests' own process are made so; one test of test_inject.py and `paraknow demo` start
 theirs anew.
 
@@ -65,7 +66,8 @@ def ask(address: str, words: list[str]) -> int:
     """The code that the fork ended with; 1 where the server went away."""
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(address)
-        socket.send_fds(stream, [json.dumps(words).encode()], [1, 2])
+        given = {"words": words, "surroundings": dict(os.environ), "folder": os.getcwd()}
+        socket.send_fds(stream, [json.dumps(given).encode()], [1, 2])
         return (stream.recv(1) or b"\1")[0]
 
 
@@ -84,6 +86,7 @@ def serve(address: str, module: str) -> None:
     import importlib
     import runpy
     import socketserver
+    import threading
     import traceback
 
     for name in NEEDS[module]:
@@ -96,7 +99,12 @@ def serve(address: str, module: str) -> None:
             text, (out, errors), *_ = socket.recv_fds(self.request, 2**18, 2)
             os.dup2(out, 1)
             os.dup2(errors, 2)
-            sys.argv = json.loads(text)
+            given = json.loads(text)
+            sys.argv = given["words"]
+            os.environ.clear()
+            os.environ.update(given["surroundings"])
+            os.chdir(given["folder"])
+            threading.Thread(target=self.end_with_client, daemon=True).start()
             code = 0
             try:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -108,6 +116,10 @@ def serve(address: str, module: str) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             self.request.sendall(bytes([code]))
+
+        def end_with_client(self) -> None:
+            if not self.request.recv(1):  # it says nothing more: its end is all that can come
+                os._exit(1)
 
     class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
         pass

@@ -10,7 +10,8 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.resources import files
 from typing import Any
@@ -27,9 +28,34 @@ from paraknow.progress import Progress, silent
 
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would start a process pool for its own stderr
 
-ENCODED = 2**17  # texts
-# A prompt is encoded once, not for each of its candidates and each of a run's models.
-_encoded: WeakKeyDictionary[Any, dict[tuple[str, Any], list[int]]] = WeakKeyDictionary()
+ENCODED = 2**24  # characters of texts whose tokens are kept, per tokenizer: below 100 MB
+
+
+class _Texts:
+    """Tokens of texts as one tokenizer encodes them: a prompt is encoded once, not for each of its candidates and each
+    of a run's models. All are forgotten where they grow beyond ENCODED."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, Any], array[int]] = {}
+        self.size = 0
+
+    def of(self, key: tuple[str, Any], encode: Callable[[str], list[int]]) -> list[int]:
+        if (found := self.kept.get(key)) is None:
+            if self.size > ENCODED:
+                self.kept.clear()
+                self.size = 0
+            found = self.kept[key] = array("i", encode(key[0]))
+            self.size += len(key[0])
+        return found.tolist()
+
+
+_encoded: WeakKeyDictionary[Any, _Texts] = WeakKeyDictionary()
+
+
+def forget() -> None:
+    """Forget the tokens of texts."""
+    _encoded.clear()
+
 
 COLUMNS = (
     "task group doc_id doc_hash model seed prompt target answer correct logprob answer_tokens "
@@ -147,7 +173,7 @@ def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, pro
 
     scored = model if model is not None else loaded.model
     window = getattr(loaded.model.config, "sliding_window", None)  # beyond it, places in a padded cache would count
-    known = _encoded.setdefault(loaded.tokenizer, {})
+    known = _encoded.setdefault(loaded.tokenizer, _Texts())
     shortest = min(loaded.architecture.context, window or loaded.architecture.context)
 
     class Reporting(HFLM):
@@ -170,12 +196,7 @@ def reporting(loaded: Loaded, model: Any, batch_size: int | str, total: int, pro
         def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
             if args or kwargs:
                 return super().tok_encode(string, *args, **kwargs)
-            key = (string, self.add_bos_token)
-            if (found := known.get(key)) is None:
-                if len(known) >= ENCODED:
-                    known.clear()
-                found = known[key] = super().tok_encode(string)
-            return list(found)
+            return known.of((string, self.add_bos_token), super().tok_encode)
 
         def _scored(self, count: int) -> None:
             self.done = min(total, self.done + count)

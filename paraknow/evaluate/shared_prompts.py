@@ -54,7 +54,7 @@ def batches(groups: Sequence[Sequence[int]], size: int) -> Iterator[list[list[in
     """Groups in batches of at most `size` continuations; a larger group is cut in pieces.
 
     Every continuation has keys and values of its whole prompt: no more of them are held at once than where `size`
-    whole sequences are read.
+    whole sequences are read, and the prompts' own beside them, at most half as many.
     """
     batch: list[list[int]] = []
     for group in groups:

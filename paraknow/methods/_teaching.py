@@ -104,7 +104,7 @@ def teach(align: Align, sure: Sure | None = None) -> Start:
         def objective(
             ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
         ) -> torch.Tensor:
-            tokens = tune.answers(labels).to(logits.device)
+            tokens = tune.answers(labels).to(logits.device, non_blocking=True)
             # with the adapter off, for the teacher may be the student itself (the control `self`)
             with torch.no_grad(), wrapped.disable_adapter():
                 place = align.teacher.device

@@ -51,11 +51,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Cost:
-    """A sweep's points in order, and what they need in memory at most, in bytes."""
+    """A sweep's points in order, what they need in memory at most, in bytes, and what their seconds rest on."""
 
     name: str
     points: tuple[Planned, ...]
     memory: int
+    judges: str
 
     @property
     def located(self) -> int:
@@ -90,16 +91,22 @@ class Cost:
         return self._last(slots, lambda p: p.seconds or {}, start)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per point: its settings, the point it takes stages over from, its own operations."""
+        """One row per point: its settings, the point it takes stages over from, its own operations; the unchanged
+        models' answers (`pair`) count where they are asked for first."""
+        asked: set[str] = set()
+        known = []
+        for p in self.points:
+            known.append(p.config.evaluate.reuse and _asked(p.config) in asked)
+            asked.add(_asked(p.config))
         return [
             {
                 "point": number,
                 "settings": p.words,
                 "from": None if p.donor is None else p.donor + 1,
-                "takes over": ", ".join(p.taken) or None,
-                "flops": None if p.costs is None else p.own(p.costs),
+                "takes over": ", ".join((*p.taken, *["teacher's and student's answers"] * found)) or None,
+                "flops": None if p.costs is None else p.own(p.costs) - p.costs["pair"] * found,
             }
-            for number, p in enumerate(self.points, 1)
+            for number, (p, found) in enumerate(zip(self.points, known, strict=True), 1)
         ]
 
     def as_dict(self, gpus: int) -> dict[str, Any]:
@@ -137,7 +144,7 @@ class Cost:
             said.append("Time is not known: no earlier run here tells how long such stages take.")
         else:
             said.append(
-                f"By earlier runs here, {gpus} at once: about {timing.duration(seconds)}, Ray's start left out."
+                f"With {gpus} at once about {timing.duration(seconds)}, Ray's start left out, judging by {self.judges}."
             )
         return said
 
@@ -197,7 +204,7 @@ def plan(
     read = sweepfile.read(source)
     heads = [_Head(point.config, tuple(methods.candidates(point.config))) for point in read.points]
     donors = reuse.donors(heads)
-    made, most, tasks = [], 0, dict[str, Task]()  # every point reads the same data (sweepfile.SAME)
+    made, most, judges, tasks = [], 0, "", dict[str, Task]()  # every point reads the same data (sweepfile.SAME)
     for place, (point, head, donor) in enumerate(zip(read.points, heads, donors, strict=True)):
         try:
             found = dry_run(point.config, sizes, tasks)
@@ -208,8 +215,9 @@ def plan(
             Planned(point.words, head.config, head.candidates, donor, taken, _operations(found), _seconds(found))
         )
         most = max(most, *found.memory.values())
+        judges = timing.judges(found.times.get("runs", 0), found.times.get("recorded", 0))
         note(place + 1, len(heads))
-    return Cost(read.name, tuple(made), most)
+    return Cost(read.name, tuple(made), most, judges)
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,7 @@ class Times:
         """One sentence: the range, and what it rests on."""
         if self.why:
             return self.why
-        whole, by = self.whole, []
-        if self.runs:
-            by.append(f"{self.runs} earlier run{'s' * (self.runs != 1)} on this device")
-        if self.recorded:
-            runs = f"{self.recorded} run{'s' * (self.recorded != 1)}"
-            by.append(f"{runs} recorded on another machine with the same kind of device")
-        rests = f"judging by {' and '.join(by)}"
+        whole, rests = self.whole, f"judging by {judges(self.runs, self.recorded)}"
         if whole.low is None:
             lacking = ", ".join(t.stage for t in self.stages if t.low is None)
             return f"Time of a stage ({lacking}) is not known: no earlier run here tells."
@@ -97,6 +91,16 @@ class Times:
             lacking = ", ".join(t.stage for t in self.stages if t.high is None)
             return f"At least {duration(whole.low)}, {rests}; no earlier run did such work as its {lacking} stage."
         return f"About {duration(whole.likely)}, between {duration(whole.low)} and {duration(whole.high)}, {rests}."
+
+
+def judges(runs: int, recorded: int) -> str:
+    """What times rest on, in words: runs of this machine, and those that came with the package."""
+    by = []
+    if runs:
+        by.append(f"{runs} earlier run{'s' * (runs != 1)} on this device")
+    if recorded:
+        by.append(f"{recorded} run{'s' * (recorded != 1)} recorded on another machine with the same kind of device")
+    return " and ".join(by)
 
 
 def duration(seconds: float | None) -> str:
