@@ -18,6 +18,7 @@ from paraknow import files
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 PARTS = ("ratios", "growth", "profiles", "pages", "start", "memory", "groups", "gpu")  # in the page's order
+NO_GPU = "no GPU"
 HEAD = """# Performance
 
 Every part below was written by the command that stands in it. On shared machines only ratios measured side by side in
@@ -37,7 +38,7 @@ def machine() -> str:
     """The machine in one line: cores, GPU, versions, and how busy it was in the last minute."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else NO_GPU
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {gpu}, Python {platform.python_version()}, "
         f"torch {torch.__version__.split('+')[0]}, load {os.getloadavg()[0]:.1f} at the end."
@@ -59,6 +60,11 @@ def put(part: str, title: str, body: str, page: Path = PAGE) -> None:
     whole = [HEAD, *(f"<!-- {name} -->\n{parts[name]}<!-- /{name} -->\n" for name in PARTS if name in parts)]
     with files.replacing(page) as temporary:
         Path(temporary).write_text("\n".join(whole), encoding="utf-8")
+
+
+def held(part: str, page: Path = PAGE) -> str:
+    """What the page holds of one part; empty where it holds none."""
+    return _between(page.read_text(encoding="utf-8"), part) if page.is_file() else ""
 
 
 def _between(text: str, name: str) -> str:
