@@ -33,7 +33,7 @@ def peft_load(student: Loaded, folder: Path) -> None:
     """peft's way of loading an adapter and taking it off again."""
     from peft import PeftModel
 
-    PeftModel.from_pretrained(student.model, str(folder)).unload()
+    PeftModel.from_pretrained(student.model, str(folder), use_safetensors=True).unload()
     vars(student.model).pop("peft_config", None)  # else peft warns of a second adapter
 
 
