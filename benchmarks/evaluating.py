@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,7 +38,8 @@ def evaluation_cost(device: torch.device) -> list[Ratio]:
     def theirs() -> None:
         model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH)
         tasks = [harness.make_task(key, kind, docs) for key, (kind, docs) in jobs.items()]
-        simple_evaluate(model=model, tasks=tasks, log_samples=True)
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its bars
+            simple_evaluate(model=model, tasks=tasks, log_samples=True)
 
     def ours() -> None:
         harness.forget()  # texts that were encoded before: a model's first evaluation is what is measured

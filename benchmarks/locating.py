@@ -165,7 +165,7 @@ def literal_neurons(loaded: Loaded, item: Encoded, layer: int, count: int) -> to
 def attribution(device: torch.device, limit: float = 5, sizes: dict | None = None) -> list[Ratio]:
     """What each neuron adds to the log-probability of one word, in both sublayers of two layers: our chunks of neurons
     against the model's lens applied to one neuron after another. FFN scores agree to 1 % of the largest. Then the
-    first-order scores of 8 seeds against our own exact ones, from the same states read before.
+    first-order scores of 32 seeds against our own exact ones, from the same states read before.
     """
     loaded = llama(device, **(sizes or {**SMALL, "num_hidden_layers": 2}))
     items = seeds(1, 64, loaded.architecture.vocabulary)
@@ -182,13 +182,13 @@ def attribution(device: torch.device, limit: float = 5, sizes: dict | None = Non
     literal = literal_neurons(loaded, items[0], 1, a.ffn)
     gap = float((exact - literal).abs().max() / literal.abs().max())
     require_same("exact attribution and one lens per neuron (of the largest score)", gap, 1e-2)
-    many = collect(loaded, seeds(8, 64, loaded.architecture.vocabulary))
+    many = collect(loaded, seeds(32, 64, loaded.architecture.vocabulary))
     return [
         speed_up(
             "exact attribution, 1 seed", "one lens per neuron", lambda: attribute(loaded, items), theirs, limit, 3
         ),
         speed_up(
-            "first-order scores, 8 seeds read already",
+            "first-order scores, 32 seeds read already",
             "exact scores",
             lambda: score(loaded, many, "first_order"),
             lambda: score(loaded, many),

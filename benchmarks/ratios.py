@@ -1,12 +1,13 @@
 """`python -m benchmarks.ratios [NAME …] [--json]`: our code against rivals on this machine's CPU, as ratios.
 
-All of them together write the part "ratios" of docs/performance.md; single ones are only printed. gpu.py is for a GPU.
+With --write they go into the part "ratios" of docs/performance.md, single ones in their own places. On a GPU: gpu.py.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,14 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n\n".join(parts)
 
 
+def joined(made: str) -> str:
+    """What was measured now in place of what the page holds of the same names; of the others what it holds."""
+    old, new = (re.split(r"^(?=### )", text, flags=re.MULTILINE) for text in (written.held("ratios"), made))
+    title = re.compile(r"`(\w+)`\)$", re.MULTILINE)
+    sections = {found[1]: text.strip() for text in (*old[1:], *new[1:]) if (found := title.search(text))}
+    return "\n\n".join([new[0].strip(), *(sections[name] for name in BENCHMARKS if name in sections)])
+
+
 def lost_sentence(row: Mapping[str, Any]) -> str:
     """That ours takes more than the rival, and why where that is known."""
     more = f" What it does beside: {row['more']}." if row["more"] else ""
@@ -117,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     rows = [{"benchmark": name, **row} for name, found in results.items() for row in found]
-    if arguments.write and not arguments.names:
-        written.put("ratios", TITLE, markdown(results))
+    if arguments.write:
+        written.put("ratios", TITLE, joined(markdown(results)))
     if arguments.json:
         emit({"ratios": rows})
     else:
