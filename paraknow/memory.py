@@ -28,6 +28,7 @@ LONGEST = 8  # examples whose tokens are counted
 # host memory, what `python -m benchmarks.memory` prints for a process that has imported what the stages need (400 MiB)
 # and for what is left when a stage is over: buffers for products and tables, room on the heap (60 MiB).
 LIBRARIES = {"cuda": 600 * 2**20, "cpu": 460 * 2**20}
+RELOADING = {"cuda": 600 * 2**20, "cpu": 280 * 2**20}  # of the fresh process that imports torch, transformers and peft
 TEMPLATE = {False: 8, True: 64}  # tokens that a prompt's frame adds, by whether it is a chat template
 
 
@@ -345,7 +346,7 @@ def _tuned(case: Case, base: Parts, config: RunConfig, lengths: Lengths) -> Part
     """A step of training; afterwards a fresh process loads the student once more to check what was saved."""
     step = _step_of_tuning(case, config, lengths)
     reading = _step(case.student.architecture, BYTES[config.dtype], lengths.tune)
-    again = base.plus(other=case.resident(config, 1), activations=reading)
+    again = base.plus(other=case.resident(config, 1), activations=reading, libraries=RELOADING[case.device])
     return max(base.plus(optimizer=step.optimizer, activations=step.activations), again, key=lambda p: p.total)
 
 
