@@ -47,7 +47,7 @@ def checkpoint(loaded: Loaded) -> Checkpoint:
 
 
 def estimated(model: Checkpoint, settings: Locate) -> int:
-    """Bytes beside the weights that memory.py expects of the locate stage, for sequences of LENGTH tokens."""
+    """Bytes beside weights and libraries that memory.py expects of the locate stage, for sequences of LENGTH tokens."""
     wanted = configs.parse(
         {
             "pair": {"teacher": "benchmark", "student": "benchmark"},
@@ -56,7 +56,8 @@ def estimated(model: Checkpoint, settings: Locate) -> int:
         }
     )
     need = Case(model, model, methods.candidates(wanted), "cpu", {}).need(wanted)
-    return need.totals["locate"] - need.stages["locate"].weights
+    stage = need.stages["locate"]
+    return stage.total - stage.weights - stage.libraries
 
 
 def work(model: Checkpoint, settings: Locate) -> float:
