@@ -155,13 +155,20 @@ def _records(file: Path) -> str:
     return str(file)
 
 
-def demo(scratch: Path, changes: dict[str, Any]) -> RunConfig:
-    """The built-in pair at the demo's own settings, with fewer steps and questions: as large ones."""
+def whole_demo(scratch: Path, changes: dict[str, Any]) -> RunConfig:
+    """The built-in pair at the demo's own settings."""
     from paraknow.demo.story import demo_config
 
     values = demo_config().model_dump(mode="json")
+    values["evaluate"]["reuse"] = False
+    return configs.parse({**values, **changes})
+
+
+def demo(scratch: Path, changes: dict[str, Any]) -> RunConfig:
+    """The same with fewer steps and questions, which are as large as the others."""
+    values = whole_demo(scratch, {}).model_dump(mode="json")
     values["tune"]["epochs"] = 1
-    values["evaluate"] |= {"reuse": False, "limit": 60}
+    values["evaluate"]["limit"] = 60
     return configs.parse({**values, **changes})
 
 

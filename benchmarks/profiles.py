@@ -24,10 +24,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker sets it, before
 
 import paraknow
 from benchmarks import wastes, written
-from benchmarks.memory import PAIRS
+from benchmarks.memory import larger, whole_demo
 from paraknow.runs.worker import STAGE_NAMES
 from paraknow.screen import emit, table
 
+PAIRS = {"demo": whole_demo, "larger": larger}
 OWN = str(Path(paraknow.__file__).parent) + os.sep
 EVERY = 0.004  # seconds between two looks at the stack
 WINDOW, BETWEEN = 0.2, 3.0  # seconds that operators are recorded, and that they are not
