@@ -50,7 +50,8 @@ def own(process: psutil.Process) -> int:
 
 
 ABOUT = """Every stage in a fresh process, on the CPU. Measured and estimated with the libraries, as pages show it; the
-second ratio leaves them out of both. *Left behind*: what libraries keep when the stage is over and the models are gone,
+second ratio leaves them out of both, but for tune's fresh process, whose own cannot be told apart.
+*Left behind*: what libraries keep when the stage is over and the models are gone,
 buffers and room on the heap. `larger`: two random Llamas of 277 and 111 MB on questions of 256 tokens; `demo`: the
 built-in pair of 14 MB, where libraries are nearly all. *Parts* are the estimate's largest."""
 
