@@ -18,14 +18,19 @@ from paraknow.locate.sensitivity import sensitivity
 from paraknow.models import Loaded, gradients_on
 
 
+def _backward(loaded: Loaded, item: Encoded) -> None:
+    """One seed forward and back, by the model's own loss; gradients stay at the parameters."""
+    ids = torch.tensor([item.ids], device=loaded.device)
+    labels = ids.clone()
+    labels[:, : item.answer_start] = -100
+    loaded.model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+
+
 def bare_passes(loaded: Loaded, items: Sequence[Encoded]) -> None:
     """Forward and backward on the same seeds. Gradients stay where backward adds them up, as in any such loop."""
     with gradients_on(loaded.model):
         for item in items:
-            ids = torch.tensor([item.ids], device=loaded.device)
-            labels = ids.clone()
-            labels[:, : item.answer_start] = -100
-            loaded.model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+            _backward(loaded, item)
 
 
 def sensitivity_cost(
@@ -59,10 +64,7 @@ def literal_sensitivity(loaded: Loaded, items: Sequence[Encoded]) -> dict[str, t
     kept = []
     with gradients_on(loaded.model):
         for item in items:
-            ids = torch.tensor([item.ids], device=loaded.device)
-            labels = ids.clone()
-            labels[:, : item.answer_start] = -100
-            loaded.model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+            _backward(loaded, item)
             kept.append({name: p.grad for name, p in loaded.model.named_parameters()})
             loaded.model.zero_grad(set_to_none=True)
     named = loaded.model.named_parameters()
